@@ -1,0 +1,1 @@
+"""Everything that was ever received, kept and found again."""

@@ -1,0 +1,1 @@
+"""What runs: worker, trainer, and Ray around them."""

@@ -1,0 +1,1 @@
+"""Columns from the sky: what is known at an alert's position."""

@@ -1,0 +1,1 @@
+"""Keep or drop, cheap and early."""

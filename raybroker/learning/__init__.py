@@ -1,0 +1,1 @@
+"""Models that learn from labels, and what to ask next."""
