@@ -1,0 +1,211 @@
+"""A named model: a mixture of members that learns one label at a time and tests before it trains.
+
+>>> learner = Learner("transients", ("AGN", "SN"), ("rise", "colour"), ("softmax", "naive_bayes"), seed=1)
+>>> learned = learner.learn(pa.table({"rise": [1.0, 9.0], "colour": [0.1, None]}), ["SN", "AGN"])
+>>> learned.losses.shape
+(2, 2)
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raybroker.errors import did_you_mean
+from raybroker.learning import members
+from raybroker.learning.compiled import Floats, Frozen, Prediction, Scale, matrix, mix
+
+MEMBERS = ("softmax", "naive_bayes", "forest")
+REMEMBERED = 256  # labels that the scale is measured on; until then members are taught again when it changes
+SETTLED = 64  # values after which a column's scale stays
+LOSS_DECAY = 0.99  # per label: a member is judged on its last hundred or so
+ETA = 0.3  # how fast the mixture leaves a member that loses
+
+
+class Learned(NamedTuple):
+    """What was said about each row before its label was learned."""
+
+    prediction: Prediction
+    losses: Floats  # [members, rows], log-loss in nats
+    mixture_losses: Floats  # [rows]
+
+
+class Learner:
+    """Learns labels in the order they come; a batch of labels is the same as one after the other.
+
+    Deterministic given the seed and that order: two learners taught the same have the same `frozen().digest()`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        columns: Sequence[str],
+        members: Sequence[str] = MEMBERS,
+        seed: int = 0,
+    ) -> None:
+        for what, given, least in (("classes", classes, 2), ("columns", columns, 1), ("members", members, 1)):
+            if len(set(given)) != len(given) or len(given) < least:
+                raise ValueError(
+                    f"model '{name}' needs at least {least} {what}, each once; it got {list(given)}"
+                )
+        self.name, self.seed = name, seed
+        self.classes, self.columns, self.member_names = tuple(classes), tuple(columns), tuple(members)
+        self.learned = 0
+        self.losses = np.zeros(len(self.member_names))  # decayed sums
+        self._scale = Scale(np.zeros(len(columns)), np.zeros(len(columns)))
+        self._settled = np.zeros(len(columns), bool)
+        self._recent: deque[tuple[Floats, int]] = deque(maxlen=REMEMBERED)
+        self._members = self._fresh()
+        self._frozen: Frozen | None = None
+
+    def _fresh(self) -> list[members.Member]:
+        return [members.make(name, self.classes, self.columns, self.seed) for name in self.member_names]
+
+    @property
+    def weights(self) -> Floats:
+        """The share of each member in the mixture: exp(-eta * decayed prequential log-loss), normalized."""
+        raw = np.exp(-ETA * (self.losses - self.losses.min()))
+        return raw / raw.sum()
+
+    def learn(self, features: pa.Table | pa.RecordBatch, labels: Sequence[str]) -> Learned:
+        """Test, then train, row by row. An unknown class raises before anything is learned."""
+        numbers = [self._number(label) for label in labels]
+        rows = matrix(features, self.columns)
+        if len(rows) != len(numbers):
+            raise ValueError(f"model '{self.name}': {len(rows)} rows of features for {len(numbers)} labels")
+        tested = [self._learn_one(row, label) for row, label in zip(rows, numbers, strict=True)]
+        return self._report(tested, numbers)
+
+    def _number(self, label: str) -> int:
+        if label not in self.classes:
+            near = did_you_mean(str(label), self.classes)
+            raise ValueError(
+                f"model '{self.name}' has no class '{label}'{near}: it knows {list(self.classes)}"
+            )
+        return self.classes.index(label)
+
+    def _learn_one(self, row: Floats, label: int) -> Prediction:
+        tested = self._test(row)
+        self.losses = LOSS_DECAY * self.losses - np.log(tested.members[:, 0, label])
+        self._frozen = None
+        self._recent.append((row.copy(), label))
+        self.learned += 1
+        if not self._rescale():
+            self._teach(row, label)
+        return tested
+
+    def _test(self, row: Floats) -> Prediction:
+        scaled = self._scale.apply(row[None, :])[0]
+        raw = np.stack([member.predict_one(scaled) for member in self._members])
+        return mix(raw[:, None, :], self.weights, self.learned)
+
+    def _teach(self, row: Floats, label: int) -> None:
+        scaled = self._scale.apply(row[None, :])[0]
+        for member in self._members:
+            member.learn(scaled, label)
+
+    def _rescale(self) -> bool:
+        """At 2, 4, 8 ... labels, measure the scale of columns not settled yet; True if all was taught again.
+
+        The first labels say little of a column's spread. So long as all labels are remembered, the members begin again
+        with the better scale; after that only a column that had no values before gets one.
+        """
+        if self.learned < 2 or self.learned & (self.learned - 1):
+            return False
+        self._scale, self._settled = _measure(
+            np.array([row for row, _ in self._recent]), self._scale, self._settled
+        )
+        if self.learned > REMEMBERED:
+            return False
+        self._members = self._fresh()
+        for row, label in self._recent:
+            self._teach(row, label)
+        return True
+
+    def _report(self, tested: Sequence[Prediction], labels: Sequence[int]) -> Learned:
+        shape = (len(self.member_names), 0, len(self.classes))
+        by_member = np.concatenate([np.empty(shape), *(one.members for one in tested)], axis=1)
+        mixture = np.concatenate([np.empty(shape[1:]), *(one.mixture for one in tested)])
+        rows = np.arange(len(labels))
+        chosen = np.array(labels, int)
+        losses = -np.log(by_member[:, rows, chosen])
+        return Learned(Prediction(by_member, mixture), losses, -np.log(mixture[rows, chosen]))
+
+    def predict(self, features: pa.Table | pa.RecordBatch) -> Prediction:
+        """As `frozen().predict`."""
+        return self.frozen().predict(features)
+
+    def frozen(self) -> Frozen:
+        """This learner as it is now, compiled for the stream; later labels do not change it."""
+        if self._frozen is None:
+            parts = tuple(member.compile() for member in self._members)
+            names = (self.name, self.classes, self.columns, self.member_names)
+            self._frozen = Frozen(*names, self.learned, self._scale, parts, self.weights)
+        return self._frozen
+
+    def snapshot(self) -> bytes:
+        """The whole state: a learner restored from it goes on bit for bit."""
+        return pickle.dumps({**vars(self), "_frozen": None}, protocol=5)
+
+    @classmethod
+    def restore(cls, data: bytes) -> Learner:
+        """The learner from its snapshot. Unpickles: the caller has checked the digest of these bytes."""
+        state = pickle.loads(data)
+        if not isinstance(state, dict) or "member_names" not in state:
+            raise ValueError("these bytes are not a learner's snapshot")
+        learner = cls.__new__(cls)
+        vars(learner).update(state)
+        return learner
+
+
+def _measure(rows: Floats, scale: Scale, settled: NDArray[np.bool_]) -> tuple[Scale, NDArray[np.bool_]]:
+    """Median and spread of each column not settled yet: robust, since one flux in a hundred is wild."""
+    center, spread, settled = scale.center.copy(), scale.spread.copy(), settled.copy()
+    for i in np.flatnonzero(~settled):
+        values = rows[np.isfinite(rows[:, i]), i]
+        if len(values) < 2:
+            continue
+        center[i] = np.median(values)
+        spread[i] = _spread(values - center[i])
+        settled[i] = len(values) >= SETTLED and spread[i] > 0
+    return Scale(center, spread), settled
+
+
+def _spread(away: Floats) -> float:
+    """1.48 median absolute deviations, or where most values are equal, the standard deviation; 0 if constant."""
+    found = 1.4826 * float(np.median(np.abs(away)))
+    found = found if found > 0 else float(np.sqrt(np.mean(away * away)))
+    return found if np.isfinite(found) else 0.0
+
+
+class Thinning:
+    """Lets through at most one alert per object in any `days`: its neighbours say the same again.
+
+    Alerts may come in any order of time. An alert without an object (None: a moving one) is always let through.
+    """
+
+    def __init__(self, days: float) -> None:
+        self.days = days
+        self._taken: dict[str, list[float]] = {}
+
+    def take(self, object_id: str | None, mjd: float) -> bool:
+        """True if this alert may be learned; it is then remembered."""
+        if object_id is None or self.days <= 0:
+            return True
+        taken = self._taken.setdefault(object_id, [])
+        if any(abs(mjd - before) < self.days for before in taken):
+            return False
+        taken.append(mjd)
+        return True
+
+    def forget(self, object_id: str | None, mjd: float) -> None:
+        """Undo a `take`, for a label that was withdrawn."""
+        if object_id in self._taken and mjd in self._taken[object_id]:
+            self._taken[object_id].remove(mjd)
