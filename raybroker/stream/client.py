@@ -1,0 +1,229 @@
+"""What every Kafka client here shares: settings, quiet logs, who a cluster and its topics are, a producer that waits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import confluent_kafka as ck
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from raybroker.alerts import Packet
+from raybroker.errors import StreamError
+from raybroker.stream.packets import Place
+
+LOG = logging.getLogger("raybroker.stream")
+MAX_MESSAGE = 16_777_216
+SECONDS = 10.0  # how long a question to the cluster may take
+REPEAT = 30.0  # seconds between two lines about the same trouble
+NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # what brokers before 2.8 say
+CLIENT_KEYS = ("client.", "security.", "sasl.", "ssl.", "enable.ssl", "socket.", "broker.address")
+
+
+class Quiet:
+    """librdkafka's log lines as debug: what matters comes through the error callback, as one line."""
+
+    def log(self, level: int, text: str, *arguments: Any) -> None:
+        LOG.debug(text, *arguments)
+
+
+class Trouble:
+    """librdkafka's error callback: one line when Kafka goes away, one every half minute, one when it is back."""
+
+    def __init__(self, servers: str) -> None:
+        self.servers = servers
+        self.away = False
+        self._reason: ck.KafkaError | None = None
+        self._said = -REPEAT
+
+    def __call__(self, error: ck.KafkaError) -> None:
+        if error.code() == ck.KafkaError._ALL_BROKERS_DOWN:
+            self._is_away(self._reason or error)
+        elif error.code() in (ck.KafkaError._TRANSPORT, ck.KafkaError._RESOLVE):
+            self._reason = error  # of one broker; the others may be there
+        else:
+            LOG.warning("Kafka at %s: %s", self.servers, error.str())
+
+    def _is_away(self, reason: ck.KafkaError) -> None:
+        self.away = True
+        if time.monotonic() - self._said >= REPEAT:
+            self._said = time.monotonic()
+            LOG.warning("%s Trying again.", unreachable(self.servers, reason))
+
+    def over(self) -> None:
+        """Something arrived."""
+        if self.away:
+            LOG.warning("Kafka at %s answers again", self.servers)
+        self.away, self._reason, self._said = False, None, -REPEAT
+
+
+def unreachable(servers: str, error: object) -> str:
+    """One line for a person."""
+    reason = error.str() if isinstance(error, ck.KafkaError) else str(error)
+    return f"Kafka at {servers} cannot be reached: {reason}. Is it running, and is the address right?"
+
+
+def common(servers: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that any client takes from the user's options: addresses, security, sockets."""
+    shared = {key: value for key, value in options.items() if key.startswith(CLIENT_KEYS)}
+    return {"bootstrap.servers": servers, "logger": Quiet(), **shared}
+
+
+def kafka_error(error: BaseException) -> ck.KafkaError | None:
+    """The KafkaError inside an exception of confluent_kafka."""
+    found = error.args[0] if error.args else None
+    return found if isinstance(found, ck.KafkaError) else None
+
+
+class Cluster:
+    """Questions to a cluster: is it there, which topics, and who they are. Every answer within ten seconds."""
+
+    def __init__(self, servers: str, options: Mapping[str, str]) -> None:
+        self.servers = servers
+        self._admin = AdminClient(common(servers, options))
+        self._cluster_id = ""
+
+    def topics(self, seconds: float = SECONDS) -> dict[str, int]:
+        """The number of partitions by topic; StreamError in one line where Kafka does not answer."""
+        try:
+            found = self._admin.list_topics(timeout=seconds)
+        except ck.KafkaException as error:
+            raise StreamError(unreachable(self.servers, kafka_error(error) or error)) from None
+        self._cluster_id = found.cluster_id or "unknown"
+        return {name: len(topic.partitions) for name, topic in found.topics.items()}
+
+    def cluster_id(self) -> str:
+        """The cluster's own id."""
+        if not self._cluster_id:
+            self.topics()
+        return self._cluster_id
+
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """The id of each topic, which changes when it is deleted and made again; the name where Kafka has none.
+
+        librdkafka's mock has no admin: there a topic is known by its name and the address of the cluster.
+        """
+        names = sorted(set(topics))
+        if self.cluster_id().startswith("mockCluster"):
+            return {name: f"{name}-mock-{self.servers.rpartition(':')[2]}" for name in names}
+        asked = (
+            self._admin.describe_topics(ck.TopicCollection(names), request_timeout=SECONDS) if names else {}
+        )
+        try:
+            return {name: self._topic_id(name, answer.result(SECONDS + 1)) for name, answer in asked.items()}
+        except (ck.KafkaException, TimeoutError) as error:
+            raise StreamError(f"Kafka at {self.servers} does not describe {names}: {error}") from None
+
+    @staticmethod
+    def _topic_id(name: str, described: Any) -> str:
+        text = str(described.topic_id).replace("+", "-").replace("/", "_")  # as Kafka's own tools write it
+        return name if text in (NO_TOPIC_ID, "None") else text
+
+    def places(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Place]:
+        """The place of each (topic, partition)."""
+        keys = list(partitions)
+        ids = self.topic_ids(topic for topic, _ in keys)
+        return {(topic, n): Place(self.cluster_id(), topic, ids[topic], n) for topic, n in keys}
+
+    def create(self, topics: Sequence[str], partitions: int, config: Mapping[str, str] | None = None) -> None:
+        """Make the topics that are missing; where the cluster has no admin, they come with the first message."""
+        missing = sorted(set(topics) - set(self.topics()))
+        if not missing or self.cluster_id().startswith("mockCluster"):
+            return
+        wanted = [NewTopic(name, partitions, -1, config=dict(config or {})) for name in missing]
+        for name, made in self._admin.create_topics(wanted, request_timeout=SECONDS).items():
+            try:
+                made.result(SECONDS + 1)
+            except ck.KafkaException as error:
+                found = kafka_error(error)
+                if found is None or found.code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise StreamError(f"topic '{name}' cannot be made at {self.servers}: {error}") from None
+
+
+def reach(servers: str, options: Mapping[str, str] | None = None, seconds: float = 5.0) -> dict[str, int]:
+    """The partitions by topic, or a StreamError in one line: what `raybroker check` asks."""
+    return Cluster(servers, options or {}).topics(seconds)
+
+
+def refuse_recreated(places: Iterable[Place], known: Mapping[tuple[str, str], str]) -> None:
+    """Raise StreamError where a topic of `places` has another id than `known[(cluster, topic)]`, the archive's."""
+    for place in places:
+        old = known.get((place.cluster, place.topic), place.topic_id)
+        if old != place.topic_id:
+            raise StreamError(recreated(place.topic, old, place.topic_id))
+
+
+def recreated(topic: str, old: str, new: str) -> str:
+    return (
+        f"topic '{topic}' was deleted and made again: the archive holds positions of id {old}, Kafka now says {new}. "
+        "Its offsets start again at 0. Either bring the old topic back, or accept the new one "
+        f"(`raybroker run --accept-topic {topic}`), which is then read from its beginning beside what the archive has"
+    )
+
+
+class Producer:
+    """Writes packets: `send` waits while the local queue is full, `flush` raises where one could not be stored."""
+
+    def __init__(self, servers: str, options: Mapping[str, str] | None = None, **settings: Any) -> None:
+        self.servers = servers
+        self._refused: ck.KafkaError | None = None
+        self._trouble = Trouble(servers)
+        self.raw = ck.Producer(producer_settings(servers, options or {}, self._trouble) | settings)
+
+    def send(self, topic: str, packet: Packet, partition: int = -1, timestamp_ms: int = 0) -> None:
+        """Queue one packet, stamped with the time given or else with now; by default its key picks the partition."""
+        while True:
+            try:
+                self._produce(topic, packet, partition, timestamp_ms)
+                self.raw.poll(0)
+                return
+            except BufferError:
+                self.raw.poll(0.1)
+                self._raise()
+
+    def flush(self, seconds: float = 60.0) -> None:
+        """Return when all that was sent is stored."""
+        left = self.raw.flush(seconds)
+        self._raise()
+        if left:
+            raise StreamError(f"Kafka at {self.servers} has not taken {left} packets within {seconds:g} s")
+
+    def forget_refusals(self) -> None:
+        """After an aborted transaction: its packets are meant not to be stored."""
+        self._refused = None
+
+    def _produce(self, topic: str, packet: Packet, partition: int, timestamp_ms: int) -> None:
+        self.raw.produce(
+            topic,
+            packet.value,
+            packet.key,
+            partition,
+            self._delivered,
+            timestamp=timestamp_ms,
+            headers=list(packet.headers) or None,
+        )
+
+    def _delivered(self, error: ck.KafkaError | None, message: Any) -> None:
+        if error is not None and self._refused is None:
+            self._refused = error
+
+    def _raise(self) -> None:
+        if self._refused is not None:
+            error, self._refused = self._refused, None
+            raise StreamError(f"Kafka at {self.servers} did not store a packet: {error.str()}")
+
+
+def producer_settings(servers: str, options: Mapping[str, str], trouble: Trouble) -> dict[str, Any]:
+    """Every copy acknowledged, no repeats by retries, and a queue of 64 MB at most."""
+    return {
+        **common(servers, options),
+        "error_cb": trouble,
+        "enable.idempotence": True,
+        "message.max.bytes": MAX_MESSAGE,
+        "queue.buffering.max.kbytes": 65_536,
+        "linger.ms": 5,
+        "delivery.report.only.error": True,
+    }

@@ -1,0 +1,351 @@
+"""Packets from Kafka: where to read comes from the archive, and nothing is skipped or read again in silence."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import confluent_kafka as ck
+
+from raybroker.alerts import Packet
+from raybroker.errors import StreamError
+from raybroker.stream.client import (
+    LOG,
+    SECONDS,
+    Cluster,
+    Producer,
+    Quiet,
+    Trouble,
+    kafka_error,
+    reach,
+    refuse_recreated,
+    unreachable,
+)
+from raybroker.stream.packets import MAX_BYTES, Expired, Place, Start, TopicPartition
+from raybroker.stream.sink import KafkaSink
+
+__all__ = ["KafkaSink", "KafkaSource", "Producer", "reach", "refuse_recreated"]
+
+AT_ONCE = 400  # messages per call: more of them starve the callbacks
+DEFAULTS: dict[str, Any] = {
+    "fetch.queue.backoff.ms": 20,  # the default of 1 s starves a bounded queue: 410 messages/s against 7,000
+    "queued.max.messages.kbytes": 65_536,
+    "topic.metadata.refresh.interval.ms": 30_000,  # how soon a pattern sees the new night's topic
+    "partition.assignment.strategy": "cooperative-sticky",
+    "session.timeout.ms": 10_000,  # how long the partitions of a killed worker wait for another
+    "heartbeat.interval.ms": 1_000,
+    "reconnect.backoff.max.ms": 2_000,
+}
+OURS: dict[str, Any] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": True,
+    "auto.offset.reset": "error",  # positions out of range are ours to judge, see `KafkaSource._offset`
+}
+
+
+class KafkaSource:
+    """Packets of the topics (a name with '^' in front is a pattern) that the group gives to this member.
+
+    On every assignment `start` is asked where to read. Where the archive knows nothing, `auto.offset.reset` in
+    `options` decides: 'earliest' (the default), 'latest', or 'error', which demands every offset from 0 on.
+    `options` are librdkafka's, as strings; `known_topics` is the archive's topic id by (cluster, topic).
+    The constructor does not wait for Kafka: while it is away, `poll` gives nothing and one log line says so.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        topics: Sequence[str],
+        group: str,
+        start: Start,
+        options: Mapping[str, str] | None = None,
+        known_topics: Mapping[tuple[str, str], str] | None = None,
+        check_seconds: float = 10.0,
+    ) -> None:
+        given = dict(options or {})
+        self.servers, self.topics = servers, tuple(topics)
+        self.places: dict[TopicPartition, Place] = {}
+        self.expired: list[Expired] = []
+        self._start = start
+        self._reset = given.pop("auto.offset.reset", "earliest")
+        self._known = dict(known_topics or {})
+        self._check_seconds, self._checked = check_seconds, time.monotonic()
+        self._granted: set[TopicPartition] | None = None  # None: the group has not answered yet
+        self._next: dict[TopicPartition, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
+        self._failure: Exception | None = None
+        self._pending: list[Packet] = []
+        self._pending_bytes = 0
+        self._mean_size = 80_000.0
+        self._trouble = Trouble(servers)
+        self._cluster = Cluster(servers, given)
+        settings = self._settings(group, given)
+        self._cooperative = "cooperative" in settings["partition.assignment.strategy"]
+        self._consumer = ck.Consumer(settings)
+        self._consumer.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke)
+
+    def _settings(self, group: str, given: Mapping[str, str]) -> dict[str, Any]:
+        callbacks = {"error_cb": self._trouble, "logger": Quiet(), "on_commit": _hint_refused}
+        return {
+            **DEFAULTS,
+            **given,
+            **OURS,
+            **callbacks,
+            "bootstrap.servers": self.servers,
+            "group.id": group,
+        }
+
+    def poll(self, limit: int, seconds: float, max_bytes: int = MAX_BYTES) -> list[Packet]:
+        """See `Source`. At most one packet's worth over `max_bytes`, as far as sizes can be foreseen."""
+        self._raise_failure()
+        self._check_topics()
+        deadline = time.monotonic() + seconds
+        self._keep([])
+        while room := self._room(limit, max_bytes):
+            left = deadline - time.monotonic()
+            self._take(self._consumer.consume(room, timeout=max(left, 0.0)))
+            self._raise_failure()
+            if left <= 0:
+                break
+        packets = self._pending
+        self._keep([])
+        return packets
+
+    def commit(self, positions: Mapping[Place, int]) -> None:
+        """See `Source`."""
+        ours = {
+            place: n
+            for place, n in positions.items()
+            if self.places.get((place.topic, place.partition)) == place
+        }
+        offsets = [ck.TopicPartition(place.topic, place.partition, n) for place, n in ours.items()]
+        try:
+            if offsets:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+        except ck.KafkaException as error:
+            LOG.debug("the hint of positions was refused: %s", error)
+
+    def lag(self) -> int:
+        """See `Source`."""
+        return sum(max(0, self._high(key) - position) for key, position in self._next.items())
+
+    def _high(self, key: TopicPartition) -> int:
+        found = self._consumer.get_watermark_offsets(ck.TopicPartition(*key), cached=True)
+        return max(found[1] if found else 0, self._ends.get(key, 0))
+
+    def end_reached(self) -> bool:
+        """See `Source`. A member without partitions is at the end; so is one whose topics do not exist."""
+        if self._failure is not None:
+            return False
+        if self._granted is None:
+            return not self._some_topic_exists()
+        return all(self._next.get(key, -1) >= self._ends[key] for key in self._granted)
+
+    def _some_topic_exists(self) -> bool:
+        names = [name for name, partitions in self._cluster.topics().items() if partitions]
+        patterns = [topic if topic.startswith("^") else re.escape(topic) + "$" for topic in self.topics]
+        return any(re.match(pattern, name) for pattern in patterns for name in names)
+
+    def rewind(self) -> None:
+        """See `Source`."""
+        self._failure = None
+        if self._granted:
+            self._begin(self._granted)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    # What the group decides; librdkafka calls these inside `consume`.
+
+    def _on_assign(self, consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+        keys = _keys(partitions)
+        self._granted = (self._granted or set()) | keys
+        self._begin(keys)
+
+    def _on_revoke(self, consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+        keys = _keys(partitions)
+        self._granted = (self._granted or set()) - keys
+        self._stop(keys)
+
+    def _begin(self, keys: set[TopicPartition], positions: Mapping[Place, int] | None = None) -> None:
+        """Read these partitions from `positions`, or else from where the archive says."""
+        self._stop(keys)
+        try:
+            places = self._cluster.places(keys)
+            refuse_recreated(places.values(), self._known)
+            wanted = self._start(list(places.values())) if positions is None else positions
+            offsets = {key: self._offset(place, wanted.get(place)) for key, place in places.items()}
+        except Exception as error:  # raised by `poll`: out of a callback, librdkafka would assign by itself
+            self._failure, places, offsets = error, {}, {}
+        self._known.update({(place.cluster, place.topic): place.topic_id for place in places.values()})
+        self.places.update(places)
+        self._next.update(offsets)
+        self._read(offsets)
+
+    def _read(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Set the offsets with the assignment itself: `seek` fails here and consumption would start at 0."""
+        assign = self._consumer.incremental_assign if self._cooperative else self._consumer.assign
+        assign([ck.TopicPartition(*key, offset) for key, offset in offsets.items()])
+
+    def _stop(self, keys: Iterable[TopicPartition]) -> None:
+        """Forget these partitions and what was polled of them."""
+        reading = [key for key in keys if key in self.places]
+        if self._cooperative:
+            self._consumer.incremental_unassign([ck.TopicPartition(*key) for key in reading])
+        elif reading:
+            self._consumer.unassign()
+        for key in reading:
+            del self.places[key], self._next[key]
+        self._keep([packet for packet in self._pending if (packet.topic, packet.partition) in self.places])
+
+    def _offset(self, place: Place, wanted: int | None) -> int:
+        """Where to read: the position, if Kafka still has it; what it deleted before is recorded as expired."""
+        low, high = self._watermarks(place)
+        self._ends.setdefault((place.topic, place.partition), high)
+        if wanted is None:
+            return self._first(place, low, high)
+        if wanted > high:
+            raise StreamError(_beyond(place, wanted, high))
+        if wanted < low:
+            self._expire(Expired(place, wanted, low))
+        return max(wanted, low)
+
+    def _watermarks(self, place: Place) -> tuple[int, int]:
+        partition = ck.TopicPartition(place.topic, place.partition)
+        try:
+            found = self._consumer.get_watermark_offsets(partition, timeout=SECONDS)
+        except ck.KafkaException as error:
+            raise StreamError(unreachable(self.servers, kafka_error(error) or error)) from None
+        return found
+
+    def _first(self, place: Place, low: int, high: int) -> int:
+        if self._reset == "error" and low > 0:
+            self._expire(Expired(place, 0, low))
+        return high if self._reset == "latest" else low
+
+    def _expire(self, lost: Expired) -> None:
+        place = lost.place
+        text = f"{place.topic} [{place.partition}]: Kafka deleted offsets {lost.first} to {lost.end - 1} before they were read"
+        if self._reset == "error":
+            raise StreamError(text)
+        LOG.error("%s; they are lost, going on at %d", text, lost.end)
+        self.expired.append(lost)
+
+    # What arrives.
+
+    def _room(self, limit: int, max_bytes: int) -> int:
+        """How many messages to ask for next; 0 when the poll is full."""
+        left = max_bytes - self._pending_bytes
+        foreseen = max(1, int(left / self._mean_size)) if left > 0 else 0
+        return max(0, min(AT_ONCE, limit - len(self._pending), foreseen))
+
+    def _keep(self, packets: list[Packet]) -> None:
+        self._pending = packets
+        self._pending_bytes = sum(len(packet.value or b"") for packet in packets)
+
+    def _take(self, messages: Iterable[Any]) -> None:
+        for message in messages:
+            error = message.error()
+            key = message.topic(), message.partition()
+            if error is None:
+                self._add(key, message)
+            elif error.code() == ck.KafkaError._PARTITION_EOF:
+                self._reached(key, message.offset())
+            elif self._met(key, error):
+                return  # what follows was fetched before everything began again
+
+    def _add(self, key: TopicPartition, message: Any) -> None:
+        self._trouble.over()
+        if message.offset() < self._next.get(key, message.offset() + 1):
+            return  # of a partition given back, or fetched before a rewind
+        packet = _packet(message)
+        size = len(packet.value or b"")
+        self._next[key] = packet.offset + 1
+        self._mean_size += 0.02 * (size - self._mean_size)
+        self._pending_bytes += size
+        self._pending.append(packet)
+
+    def _reached(self, key: TopicPartition, offset: int) -> None:
+        """The end of a partition, where `offset` counts transaction markers, which are no records."""
+        self._trouble.over()
+        if key in self._next:
+            self._next[key] = max(self._next[key], offset)
+
+    def _met(self, key: TopicPartition, error: ck.KafkaError) -> bool:
+        """An error in place of a message; True where everything begins again. librdkafka mends most by itself."""
+        if error.code() == ck.KafkaError._AUTO_OFFSET_RESET:
+            self._begin_again()
+            return True
+        if error.code() in REFUSALS or error.fatal():
+            self._failure = StreamError(
+                f"Kafka at {self.servers} refuses {key[0] or self.topics}: {error.str()}"
+            )
+        elif error.code() in (ck.KafkaError.UNKNOWN_TOPIC_OR_PART, ck.KafkaError._UNKNOWN_TOPIC):
+            LOG.warning("topic '%s' does not exist at %s; waiting for it", key[0], self.servers)
+        else:
+            LOG.warning("Kafka at %s: %s", self.servers, error.str())
+        return False
+
+    def _begin_again(self) -> None:
+        """Read on where we are, so that every offset is judged again; what was polled and not given yet comes again."""
+        keys = set(self.places)
+        positions = {self.places[key]: self._next[key] for key in keys}
+        positions |= {self.places[p.topic, p.partition]: p.offset for p in reversed(self._pending)}
+        self._begin(keys, positions)
+
+    def _check_topics(self) -> None:
+        """A topic made again while we read would go on at the same offset, of other packets."""
+        if time.monotonic() - self._checked < self._check_seconds or self._trouble.away or not self.places:
+            return
+        self._checked = time.monotonic()
+        try:
+            found = self._cluster.places(self.places)
+        except StreamError as error:
+            LOG.debug("topics not checked: %s", error)
+            return
+        refuse_recreated(found.values(), self._known)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+REFUSALS = (
+    ck.KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    ck.KafkaError.GROUP_AUTHORIZATION_FAILED,
+    ck.KafkaError._AUTHENTICATION,
+)
+
+
+def _keys(partitions: Iterable[ck.TopicPartition]) -> set[TopicPartition]:
+    return {(partition.topic, partition.partition) for partition in partitions}
+
+
+def _beyond(place: Place, wanted: int, high: int) -> str:
+    return (
+        f"{place.topic} [{place.partition}]: the archive holds everything before offset {wanted}, but Kafka has only "
+        f"{high} offsets. Its log was cut, or this is another cluster under the same id. Nothing is read; "
+        "use another archive, or a group of topics that fits this one"
+    )
+
+
+def _packet(message: Any) -> Packet:
+    kind, stamp = message.timestamp()
+    return Packet(
+        message.value(),
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        stamp if kind != ck.TIMESTAMP_NOT_AVAILABLE else None,
+        message.key(),
+        tuple(message.headers() or ()),
+    )
+
+
+def _hint_refused(error: ck.KafkaError | None, partitions: list[ck.TopicPartition]) -> None:
+    if error is not None:
+        LOG.debug("the hint of positions was refused: %s", error)
