@@ -1,0 +1,71 @@
+"""Where numbers come from: plans and model files, each kept for ever under the digest of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raybroker.archive import durable
+from raybroker.errors import ArchiveError, UnknownError
+
+PLAN_DIGITS = 16  # of the sha256 in hex: short enough for a column, 64 bits
+
+
+def digest_of(plan: Mapping[str, Any]) -> str:
+    """A plan's digest: equal plans have equal ones, whatever the order of their keys."""
+    return hashlib.sha256(_canonical(plan)).hexdigest()[:PLAN_DIGITS]
+
+
+def store(root: Path, plan: Mapping[str, Any]) -> str:
+    """Keep a plan; returns its digest. Storing it again changes nothing."""
+    digest = digest_of(plan)
+    durable.write_once(_path(root, "plans", digest), lambda: _canonical(plan))
+    return digest
+
+
+def load(root: Path, digest: str) -> dict[str, Any]:
+    """The plan of a digest, as a row of `alerts` names it."""
+    found: dict[str, Any] = json.loads(_read(_path(root, "plans", digest)))
+    if digest_of(found) != digest:
+        raise ArchiveError(f"plan {_path(root, 'plans', digest)} is damaged: its content has another digest")
+    return found
+
+
+def put(root: Path, content: bytes) -> str:
+    """Keep a model's state; returns its sha256 in hex. It is on the disk when this returns."""
+    digest = hashlib.sha256(content).hexdigest()
+    durable.write_once(_path(root, "models", digest), lambda: content)
+    return digest
+
+
+def get(root: Path, digest: str) -> bytes:
+    """A model's state, its bytes checked against the digest."""
+    content = _read(_path(root, "models", digest))
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ArchiveError(
+            f"model {_path(root, 'models', digest)} is damaged: its bytes do not have its digest"
+        )
+    return content
+
+
+def _canonical(plan: Mapping[str, Any]) -> bytes:
+    return json.dumps(
+        plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def _path(root: Path, kind: str, digest: str) -> Path:
+    if not re.fullmatch("[0-9a-f]{16,64}", digest):
+        raise UnknownError(f"'{digest}' is no digest: 16 to 64 hexadecimal digits were expected")
+    return root / kind / digest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UnknownError(f"nothing is stored in {path.parent} under the digest {path.name}") from None
