@@ -90,6 +90,10 @@ class Pipeline:
         """The same pipeline with some steps exchanged for others of the same name, as when a snapshot is pinned."""
         return replace(self, steps=tuple(steps.get(step.name, step) for step in self.steps))
 
+    def without_cuts(self) -> Pipeline:
+        """The same columns for alerts that a cut would drop."""
+        return replace(self, steps=tuple(step for step in self.steps if step.kind != "cut"))
+
     def run(self, batch: pa.RecordBatch, bodies: Bodies = ()) -> Outcome:
         """All steps over one batch. Never raises for what a step does: see `Outcome.failures`.
 

@@ -111,9 +111,11 @@ def filter(call: Callable[..., Any] | None = None, *, name: str = "", version: i
     return _decorate("filter", pa.bool_(), call, name, version)
 
 
-def enrich(gives: Mapping[str, Any] | pa.DataType | str, *, name: str = "", version: int = 1) -> Any:
+def enrich(
+    gives: Mapping[str, Any] | pa.DataType | str, *, name: str = "", version: int = 1
+) -> Callable[[Callable[..., Any]], Step]:
     """Decorator: a step that adds one column; `gives` maps its fields to Arrow types or their names."""
-    return _decorate("enrich", data_type(gives), None, name, version)
+    return lambda function: from_function(function, "enrich", data_type(gives), name=name, version=version)
 
 
 def data_type(gives: Mapping[str, Any] | pa.DataType | str) -> pa.DataType:

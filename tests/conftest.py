@@ -11,6 +11,8 @@ import pytest
 
 from raybroker.alerts import Packet
 
+pytest_plugins = ["tests.kafka.fixtures"]
+
 DATA = Path(os.environ.get("RAYBROKER_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

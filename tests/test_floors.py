@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"alerts", "step", "settings", "errors"},
     {"surveys", "cuts", "crossmatch", "features", "scores", "filters"},
-    {"pipeline", "checks", "simulate"},
+    {"pipeline", "checks", "simulate", "synthetic"},
     {"stream", "archive", "learning"},
     {"cluster", "service"},
-    {"cli", "demo"},
+    {"cli"},
 ]
 STRANGERS = [1, 3]  # floors whose rooms do not know each other
 HOMES = {

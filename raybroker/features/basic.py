@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raybroker.alerts import AB_ZERO_POINT, Floats, Integers, LightCurves, values
@@ -33,8 +34,10 @@ GIVES = {
     "sign": "float32",  # 1, or -1 where it is fainter than the template
     "below_peak": "float32",  # magnitudes below the brightest detection in the alert's band
     "colour": "float32",  # g - r of the latest such pair of detections within a day
+    "reddening": "float32",  # magnitudes of g - r per day: what brightens faster in r
     "template_ratio": "float32",  # log10 of |flux| over the flux of the template's nearest source
     "template_distance": "float32",  # arcsec, to that source
+    "template_colour": "float32",  # g - r of that source
     "negative_fraction": "float32",  # of the detections
     "galactic_latitude": "float32",  # degrees, without sign
     "ecliptic_latitude": "float32",  # degrees, without sign
@@ -120,6 +123,7 @@ class _Points:
         self.cells, good = cells[order], good[order]
         self.flux, self.error, self.detected = flux[good], error[good], kind[good] == 0
         self.magnitude = _magnitude(self.flux)
+        self.template = curves.numbers("template_flux")[good]
         self.days = curves.numbers("mjd")[good] - now[self.cells // len(BANDS)]
         sizes = np.bincount(self.cells, minlength=len(now) * len(BANDS))
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -128,6 +132,16 @@ class _Points:
         return np.asarray(
             np.bincount(self.cells, numbers, minlength=self.alerts * len(BANDS)), dtype=np.float64
         )
+
+    def of_band(self, numbers: Floats, band: str) -> Floats:
+        """The column of one band, of numbers by alert and band."""
+        return numbers.reshape(self.alerts, len(BANDS))[:, BANDS.index(band)].copy()
+
+    def last(self, numbers: Floats, use: npt.NDArray[np.bool_]) -> Floats:
+        """The latest of some points, by alert and band."""
+        found = np.full(self.alerts * len(BANDS), np.nan)
+        found[self.cells[use]] = numbers[use]  # ascending in time, so the latest one stays
+        return found
 
     def extreme(self, function: np.ufunc) -> Floats:
         """The least or greatest magnitude of the detections, NaN where there are none."""
@@ -145,13 +159,17 @@ def _per_band(points: _Points, flux: Floats, band: pa.Array) -> dict[str, Floats
         "amplitude": np.where(count > 1, faint - bright, np.nan),
         "chi2": _chi2(points),
     }
-    shape = (points.alerts, len(BANDS))
     columns = {
-        f"{what}_{name}": numbers.reshape(shape)[:, BANDS.index(name)].copy()
+        f"{what}_{name}": points.of_band(numbers, name)
         for what, numbers in found.items()
         for name in MEASURED
     }
-    return columns | {"below_peak": _below_peak(bright.reshape(shape), flux, band)}
+    template = points.last(_magnitude(points.template), points.detected & (points.template > 0))
+    return columns | {
+        "reddening": columns["brightening_r"] - columns["brightening_g"],
+        "template_colour": points.of_band(template, "g") - points.of_band(template, "r"),
+        "below_peak": _below_peak(bright.reshape(points.alerts, len(BANDS)), flux, band),
+    }
 
 
 def _brightening(points: _Points) -> Floats:

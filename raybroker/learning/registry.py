@@ -258,7 +258,8 @@ class Served:
     def __init__(self, frozen: Frozen) -> None:
         self.frozen = frozen
 
-    def predict(self, frame: Any) -> Any:
+    # without type hints: MLflow would check the frame against them, and warns of Any
+    def predict(self, frame):  # type: ignore[no-untyped-def]
         table = pa.Table.from_pandas(frame, preserve_index=False)
         mixture = self.frozen.predict_matrix(matrix(table, self.frozen.columns)).mixture
         return type(frame)(mixture, columns=list(self.frozen.classes), index=frame.index)

@@ -160,7 +160,8 @@ def recreated(topic: str, old: str, new: str) -> str:
     return (
         f"topic '{topic}' was deleted and made again: the archive holds positions of id {old}, Kafka now says {new}. "
         "Its offsets start again at 0. Either bring the old topic back, or accept the new one "
-        f"(`raybroker run --accept-topic {topic}`), which is then read from its beginning beside what the archive has"
+        f'(accept_recreated = ["{topic}"] in its [surveys] table), which is then read from its beginning beside '
+        "what the archive has"
     )
 
 

@@ -45,7 +45,9 @@ def packets(rows: pa.Table) -> list[Packet]:
     """Each row as one packet: key alert id, value an Avro container of its columns."""
     kept = rows.select([name for name in rows.schema.names if name not in LEFT_OUT])
     parsed = _parsed(kept.schema)
-    return [Packet(_container(parsed, row), key=row["alert_id"].encode()) for row in _renamed(kept.to_pylist())]
+    return [
+        Packet(_container(parsed, row), key=row["alert_id"].encode()) for row in _renamed(kept.to_pylist())
+    ]
 
 
 def _container(parsed: Any, row: Mapping[str, Any]) -> bytes:
@@ -61,12 +63,20 @@ def _parsed(schema: pa.Schema) -> Any:
 
 
 def _field(field: pa.Field, path: str) -> dict[str, Any]:
-    return {"name": _name(field.name), "type": ["null", _type(field.type, f"{path}_{_name(field.name)}")], "default": None}
+    return {
+        "name": _name(field.name),
+        "type": ["null", _type(field.type, f"{path}_{_name(field.name)}")],
+        "default": None,
+    }
 
 
 def _type(kind: pa.DataType, path: str) -> Any:
     if pa.types.is_struct(kind):
-        return {"type": "record", "name": path, "fields": [_field(kind.field(i), path) for i in range(kind.num_fields)]}
+        return {
+            "type": "record",
+            "name": path,
+            "fields": [_field(kind.field(i), path) for i in range(kind.num_fields)],
+        }
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return {"type": "array", "items": ["null", _type(kind.value_type, path)]}
     return PRIMITIVES[kind]

@@ -1,0 +1,1 @@
+"""The command line: `verbs.py` lists what it can do, the other files do it."""

@@ -1,0 +1,197 @@
+"""`raybroker run`: supervisor, service and a progress line, until Ctrl-C, SIGTERM or the end of what was there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from raybroker.archive import compact
+from raybroker.cluster.tally import Tally
+from raybroker.cluster.worker import Report
+from raybroker.errors import SettingsError
+from raybroker.settings import Settings
+
+COMPACT_SECONDS = 60.0
+REPORT_SECONDS = 1.0
+
+
+class Crew(Protocol):
+    """What runs the turns: `Supervisor` on Ray, or `Single` in this process."""
+
+    tally: Tally
+    snapshots: dict[str, tuple[int, str]]
+    troubles: dict[str, str]
+
+    def step(self, seconds: float = 0.2) -> list[Report]: ...
+    def drained(self) -> bool: ...
+    def stop(self, seconds: float = 8.0) -> list[Report]: ...
+
+
+def run(
+    settings: Settings, once: bool, local: bool, console: Console, report: Path | None = None
+) -> None:
+    """Everything that the settings ask for; `report` is a file that always holds the totals, as JSON."""
+    if not settings.surveys:
+        raise SettingsError(
+            "surveys: no survey is configured; `raybroker init ztf` writes a settings file with one"
+        )
+    with stop_signal() as stopped, working(settings, local, serve=not once, console=console) as crew:
+        stopped.listen()
+        follow(crew, console, until=lambda: stopped() or (once and crew.drained()), report=report)
+    if report is not None:
+        write_report(crew.tally, report)
+    console.print(summary(crew.tally))
+
+
+@contextmanager
+def working(settings: Settings, local: bool, serve: bool, console: Console) -> Iterator[Crew]:
+    """Crew and service, started and, at the end, stopped in order."""
+    compacting = Compacting(settings)
+    with _crew(settings, local) as crew, _service(settings, local, serve, console), compacting:
+        try:
+            yield crew
+        finally:
+            crew.stop()
+
+
+@contextmanager
+def _crew(settings: Settings, local: bool) -> Iterator[Crew]:
+    if local:
+        from raybroker.cluster.single import Single
+
+        yield Single(settings)
+        return
+    from raybroker.cluster import supervisor
+
+    supervisor.start_ray(settings)
+    try:
+        yield supervisor.Supervisor(settings)
+    finally:
+        supervisor.stop_ray()
+
+
+@contextmanager
+def _service(settings: Settings, local: bool, serve: bool, console: Console) -> Iterator[None]:
+    if not serve:
+        yield
+        return
+    if local:
+        from raybroker.service.server import in_thread as start
+    else:
+        from raybroker.cluster.serve import started as start
+    with start(settings) as url:
+        console.print(f"serving at [bold]{url}[/] (API: {url}/docs)")
+        yield
+
+
+class Compacting:
+    """Merges small files once a minute, in a thread beside the supervisor."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.root = settings.archive.root
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="compact", daemon=True)
+
+    def __enter__(self) -> Compacting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join(5.0)
+
+    def _work(self) -> None:
+        while not self._stop.wait(COMPACT_SECONDS):
+            compact.compact_all(self.root)
+
+
+def follow(
+    crew: Crew,
+    console: Console,
+    until: Callable[[], bool],
+    every: float = 1.0,
+    report: Path | None = None,
+) -> None:
+    """Turns, and a progress line a second: rewritten on a terminal, every ten seconds in a log."""
+    every = every if console.is_terminal else 10 * every
+    said: dict[str, str] = {}
+    last = reported = time.monotonic()
+    with console.status("starting") as status:
+        while not until():
+            crew.step()
+            for name, trouble in crew.troubles.items():
+                if said.get(name) != trouble:
+                    console.print(f"[red]{name}:[/] {trouble}", soft_wrap=True)
+            said = dict(crew.troubles)
+            if time.monotonic() - last >= every:
+                last = time.monotonic()
+                line = crew.tally.line({name: number for name, (number, _) in crew.snapshots.items()})
+                status.update(line) if console.is_terminal else console.print(line)
+            if report is not None and time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
+                write_report(crew.tally, report)
+
+
+def write_report(tally: Tally, path: Path) -> None:
+    """The totals as JSON, never seen half written."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(tally.summary(), indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def summary(tally: Tally) -> Table:
+    """What became of every packet."""
+    table = Table(title=f"{tally.received:,} alerts received", title_justify="left")
+    table.add_column("outcome")
+    table.add_column("reason")
+    table.add_column("alerts", justify="right")
+    for outcome, count in tally.outcomes.most_common():
+        table.add_row(f"[bold]{outcome}[/]", "", f"[bold]{count:,}[/]")
+        for reason, number in tally.reasons.most_common():
+            if reason.startswith(f"{outcome}: "):
+                table.add_row("", reason.removeprefix(f"{outcome}: ")[:90], f"{number:,}")
+    for topic, count in tally.sent.items():
+        table.add_row("[bold]sent[/]", topic, f"{count:,}")
+    return table
+
+
+class Stop:
+    """Whether SIGTERM or Ctrl-C came; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def listen(self) -> None:
+        """Take the signals; again after Ray has started, since it takes SIGTERM for itself."""
+        for which in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(which, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def stop_signal() -> Iterator[Stop]:
+    """A `Stop` that listens while the context is open."""
+    before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
+    stop = Stop()
+    stop.listen()
+    try:
+        yield stop
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)

@@ -1,0 +1,171 @@
+"""From settings to the objects that run. Whoever runs them (Ray, one process, a test, a notebook) builds them here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from raybroker import surveys
+from raybroker.archive import provenance
+from raybroker.archive.events import known_topics
+from raybroker.archive.table import AlertsTable, row_schema
+from raybroker.cluster.pupil import Pupil
+from raybroker.cluster.trainer import Stream, Trainer
+from raybroker.cluster.worker import Books, Worker
+from raybroker.crossmatch import cds, local
+from raybroker.errors import SettingsError, did_you_mean
+from raybroker.filters import where
+from raybroker.learning.compiled import Frozen
+from raybroker.learning.registry import Registry
+from raybroker.pipeline import Pipeline, plan
+from raybroker.scores import online
+from raybroker.settings import Settings, SurveySettings
+from raybroker.step import Step, discover
+from raybroker.stream.kafka import KafkaSink, KafkaSource
+from raybroker.stream.packets import Sink, Source
+from raybroker.stream.replay import ReplaySource
+from raybroker.surveys import Survey
+
+REPLAY = "replay:"
+
+
+def survey(settings: Settings, name: str) -> Survey:
+    """The decoder of a configured survey."""
+    own = settings.surveys[name]  # type: ignore[index]
+    options = {"schemas": own.schemas, "registry": own.registry} if name == "rubin" else {}
+    return surveys.load(name, **{key: value for key, value in options.items() if value})
+
+
+def steps(settings: Settings) -> list[Step]:
+    """All steps that the settings turn on, in no order: written ones, catalogues, models, filters."""
+    chosen = _written(settings)
+    chosen += [catalogue(settings, name) for name in settings.catalogues]
+    if settings.cds.simbad:
+        own = settings.cds
+        chosen.append(
+            cds.step(radius_arcsec=own.radius_arcsec, timeout_seconds=own.timeout_seconds, url=own.url)
+        )
+    types = {step.name: step.gives for step in chosen}
+    for name, model in settings.models.items():
+        chosen.append(
+            online.score(
+                name, online.expand(model.columns, types, f"models.{name}.columns"), tuple(model.classes)
+            )
+        )
+    return chosen + [where.where(name, own.where) for name, own in settings.filters.items() if own.where]
+
+
+def _written(settings: Settings) -> list[Step]:
+    known = discover(settings.steps.paths)
+    for name in [*settings.steps.on, *settings.steps.tables]:
+        if name not in known:
+            raise SettingsError(f"steps.on: there is no step '{name}'{did_you_mean(name, known)}")
+    return [known[name].with_settings(settings.steps.of(name)) for name in settings.steps.on]
+
+
+def catalogue(settings: Settings, name: str) -> Step:
+    """The crossmatch of one catalogue, which is sorted into the archive's folder the first time."""
+    own = settings.catalogues[name]
+    if not own.file.exists():
+        raise SettingsError(f"catalogues.{name}.file = '{own.file}': there is no such file")
+    prepared = local.prepared(own.file, settings.archive.root / "catalogues", ra=own.ra, dec=own.dec)
+    return local.step(name, prepared, radius_arcsec=own.radius_arcsec, columns=tuple(own.columns))
+
+
+def pipeline(settings: Settings, name: str) -> Pipeline:
+    """The pipeline of one survey, with its filters' expressions checked against the columns there are."""
+    made = plan(steps(settings), survey(settings, name).schema, name)
+    types = {field.name: field.type for field in made.columns}
+    for step in made.steps:
+        if step.name in settings.filters and settings.filters[step.name].where:
+            where.check(step, types)
+    return made
+
+
+def topics(settings: Settings, made: Pipeline) -> dict[str, str]:
+    """Where each filter's alerts go: filter → topic."""
+    own = settings.filters
+    return {name: (own[name].topic if name in own else "") or f"raybroker.{name}" for name in made.filters}
+
+
+def table(settings: Settings, made: Pipeline) -> AlertsTable:
+    """The survey's table, with the plan stored and its columns in place."""
+    provenance.store(settings.archive.root, made.plan)
+    return AlertsTable(settings.archive.root, made.survey, row_schema(made.columns))
+
+
+def worker(settings: Settings, name: str, index: int) -> tuple[Worker, Models]:
+    """A worker of one survey, and the models that it may score with."""
+    made = pipeline(settings, name)
+    own = settings.surveys[name]  # type: ignore[index]
+    books = Books(table(settings, made), sink(settings, name), topics(settings, made))
+    source = open_source(own, survey(settings, name), books, settings.archive.root)
+    return Worker(survey(settings, name), made, source, books, settings.turn), Models(settings.archive.root)
+
+
+def sink(settings: Settings, name: str) -> Sink | None:
+    """Where filtered alerts go, if anywhere."""
+    own = settings.output
+    if not own.servers:
+        return None
+    return KafkaSink(own.servers, own.kafka, prefix=f"raybroker/{name}/", transactions=own.transactions)
+
+
+def open_source(own: SurveySettings, survey: Survey, books: Books, root: Path) -> Source:
+    """Kafka, or for `servers = "replay:PATH"` the packets of a file, without any Kafka."""
+    if own.servers.startswith(REPLAY):
+        if own.workers > 1:
+            raise SettingsError(
+                f"surveys.{survey.name}.workers = {own.workers}: a replay without Kafka has one reader"
+            )
+        return ReplaySource(own.servers.removeprefix(REPLAY), books.start)
+    seen = sorted(known_topics(root), key=lambda row: row["first_seen"])
+    known = {
+        (row["cluster"], row["topic"]): row["topic_id"]
+        for row in seen
+        if row["topic"] not in own.accept_recreated
+    }
+    options = {"auto.offset.reset": "earliest" if own.from_start else "latest", **own.kafka}
+    return KafkaSource(own.servers, own.topics or survey.topics, own.group, books.start, options, known)
+
+
+def trainer(settings: Settings) -> Trainer:
+    """The trainer of all models, over all surveys."""
+    streams = {}
+    for name in settings.surveys:
+        made = pipeline(settings, name)
+        streams[name] = Stream(survey(settings, name), made, table(settings, made))
+    types = {step.name: step.gives for step in steps(settings)}
+    pupils = [
+        Pupil(name, own, online.expand(own.columns, types, f"models.{name}.columns"))
+        for name, own in settings.models.items()
+    ]
+    return Trainer(settings.archive.root, streams, pupils, registry(settings), settings.learning)
+
+
+def registry(settings: Settings) -> Registry | None:
+    """MLflow's, if it is wanted."""
+    own = settings.mlflow
+    if not own.enabled:
+        return None
+    if own.tracking_uri:
+        return Registry(own.tracking_uri, own.experiment)
+    return Registry.local(settings.archive.root, own.experiment)
+
+
+class Models:
+    """The models that a worker has loaded: only by digest, only from our own store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.loaded: dict[str, int] = {}
+
+    def newer(self, snapshots: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, Frozen]]:
+        """The models among these snapshots that are not loaded yet, by name, with their numbers."""
+        fresh = {name: found for name, found in snapshots.items() if self.loaded.get(name, 0) < found[0]}
+        self.loaded.update({name: number for name, (number, _) in fresh.items()})
+        return {name: (number, self.load(digest)) for name, (number, digest) in fresh.items()}
+
+    def load(self, digest: str) -> Frozen:
+        """A model by the digest of its file."""
+        return Frozen.restore(provenance.get(self.root, digest))

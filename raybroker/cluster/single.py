@@ -1,0 +1,58 @@
+"""Workers and trainer one after the other in one process, without Ray: for cron, a notebook, a look inside.
+
+The same turns as with Ray. What it cannot do is survive a packet that kills the process, or a step that never ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from raybroker.cluster import assemble
+from raybroker.cluster.tally import Tally
+from raybroker.cluster.trainer import Lesson
+from raybroker.cluster.worker import Report
+from raybroker.settings import Settings
+
+log = logging.getLogger("raybroker")
+
+
+@dataclass
+class Single:
+    """One worker per survey, and the trainer; the face of `Supervisor`."""
+
+    settings: Settings
+    tally: Tally = field(default_factory=Tally)
+    snapshots: dict[str, tuple[int, str]] = field(default_factory=dict)
+    lesson: Lesson | None = None
+    troubles: dict[str, str] = field(default_factory=dict)  # always empty: here an error ends the run
+
+    def __post_init__(self) -> None:
+        self.workers = {name: assemble.worker(self.settings, name, 0) for name in self.settings.surveys}
+        self.trainer = assemble.trainer(self.settings) if self.settings.models else None
+        self.ready = True
+
+    def step(self, seconds: float = 0.2) -> list[Report]:
+        """A turn of everyone."""
+        if self.trainer is not None:
+            self.lesson = self.trainer.turn()
+            self.snapshots.update(self.lesson.snapshots)
+        reports = []
+        for name, (worker, models) in self.workers.items():
+            worker.pin(models.newer(self.snapshots))
+            reports.append(worker.turn())
+            self.tally.add(name, reports[-1])
+        return reports
+
+    def drained(self) -> bool:
+        """Whether all is polled that was there when the partitions were assigned."""
+        return all(worker.source.end_reached() for worker, _ in self.workers.values())
+
+    def stop(self, seconds: float = 8.0) -> list[Report]:
+        """A last lesson, and everyone leaves."""
+        if self.trainer is not None:
+            self.lesson = self.trainer.turn()
+            self.trainer.close()
+        for worker, _ in self.workers.values():
+            worker.close()
+        return []

@@ -1,0 +1,219 @@
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raybroker import simulate
+from raybroker.archive import provenance
+from raybroker.archive.events import EventLog, dicts
+from raybroker.archive.table import AlertsTable, row_schema
+from raybroker.cluster.pupil import Pupil
+from raybroker.cluster.trainer import Stream, Trainer
+from raybroker.learning.compiled import Frozen
+from raybroker.scores import online
+from raybroker.settings import LearningSettings, ModelSettings
+from raybroker.step import discover
+from raybroker.synthetic import CLASSES, Sky
+from tests.cluster.worlds import ZTF, pipeline, placed, worker
+
+MODEL = "transient"
+DATE = "20260901"
+SKY = Sky.for_night(3, 600)
+BASIC = {"basic": discover()["basic"].gives}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_780_000_000.0
+
+    def __call__(self) -> float:
+        self.now += 10.0  # so that no pause is ever waited for
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive with a simulated night in it."""
+    root = tmp_path_factory.mktemp("archive")
+    packets = [p for exposure in simulate.night(SKY, 600, DATE) for p in exposure.packets]
+    made = worker(root, placed(packets))
+    made.turn()
+    return root
+
+
+@pytest.fixture
+def root(night: Path, tmp_path: Path) -> Path:
+    """The night's table, with event logs of its own."""
+    (tmp_path / "ztf").symlink_to(night / "ztf")
+    return tmp_path
+
+
+def trainer(root: Path, clock: Clock | None = None, **settings: object) -> Trainer:
+    own = ModelSettings(classes=list(CLASSES), **settings)
+    made = pipeline()
+    table = AlertsTable(root, "ztf", _row_schema(made))
+    pupil = Pupil(MODEL, own, online.expand(own.columns, BASIC))
+    return Trainer(
+        root, {"ztf": Stream(ZTF, made, table)}, [pupil], None, LearningSettings(), clock or Clock()
+    )
+
+
+def _row_schema(made):  # type: ignore[no-untyped-def]
+    return row_schema(made.columns)
+
+
+def open_queries(root: Path) -> list[dict]:
+    last: dict[str, dict] = {}
+    for row in dicts(EventLog(root, "queries").read()):
+        last[row["query_id"]] = row
+    return sorted((r for r in last.values() if r["state"] == "open"), key=lambda r: r["rank"])
+
+
+def answer(root: Path, query: dict, label: str | None, event_id: str = "", **more: object) -> str:
+    row = {
+        "event_id": event_id or uuid.uuid4().hex,
+        "model": MODEL,
+        "survey": "ztf",
+        "label": label,
+        "source": "test",
+        "who": "ann",
+        "when": datetime.now(UTC),
+        **{key: query.get(key) for key in ("alert_id", "object_id", "query_id", "snapshot")},
+        **more,
+    }
+    EventLog(root, "labels").append([row])
+    return str(row["event_id"])
+
+
+def truth(query: dict) -> str:
+    return simulate.truth(SKY, query["alert_id"])
+
+
+def digest(made: Trainer) -> str:
+    return made.pupils[MODEL].frozen.digest()
+
+
+def taught(root: Path, labels: int) -> Trainer:
+    made = trainer(root)
+    made.turn()
+    for _ in range(labels):
+        query = open_queries(root)[0]
+        answer(root, query, truth(query))
+        made.turn()
+    return made
+
+
+def test_the_first_turn_publishes_and_asks_before_any_label(root: Path) -> None:
+    lesson = trainer(root).turn()
+    number, name = lesson.snapshots[MODEL]
+    assert number == 1
+    model = Frozen.restore(provenance.get(root, name))
+    assert model.learned == 0
+    queries = open_queries(root)
+    assert len(queries) == lesson.open[MODEL] == 10
+    assert len({query["object_id"] for query in queries}) == 10
+    assert all(query["features"] and query["mjd"] and query["reason"] for query in queries)
+
+
+def test_labels_are_learned_published_and_leave_the_queue(root: Path) -> None:
+    made = trainer(root)
+    made.turn()
+    query = open_queries(root)[0]
+    answer(root, query, truth(query))
+    lesson = made.turn()
+    assert (lesson.learned, lesson.labels[MODEL], lesson.snapshots[MODEL][0]) == (1, 1, 2)
+    assert query["object_id"] not in {other["object_id"] for other in open_queries(root)}
+    rows = dicts(EventLog(root, "snapshots").read())
+    assert [row["number"] for row in rows] == [1, 2]
+    assert [len(row["learned"]) for row in rows] == [0, 1]
+
+
+def test_cannot_tell_leaves_the_queue_and_teaches_nothing(root: Path) -> None:
+    made = trainer(root)
+    made.turn()
+    query = open_queries(root)[0]
+    before = digest(made)
+    answer(root, query, None)
+    made.turn()
+    assert digest(made) == before
+    assert query["object_id"] not in {other["object_id"] for other in open_queries(root)}
+
+
+def test_a_label_that_comes_twice_is_learned_once(root: Path) -> None:
+    made = trainer(root)
+    made.turn()
+    query = open_queries(root)[0]
+    for _ in range(2):
+        answer(root, query, truth(query), event_id="same")
+    assert made.turn().labels[MODEL] == 1
+
+
+def test_a_trainer_that_comes_back_is_the_same_bit_for_bit(root: Path) -> None:
+    made = taught(root, 25)
+    again = trainer(root)
+    assert digest(again) == digest(made)
+    assert again.newest[MODEL].number == made.newest[MODEL].number
+    lesson = again.turn()
+    assert lesson.snapshots == made._lesson(0, 0).snapshots
+    assert len(open_queries(root)) == 10
+
+
+def test_a_withdrawn_label_leaves_no_trace_in_the_model(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made = trainer(root)
+    made.turn()
+    first, second, third = open_queries(root)[:3]
+    answer(root, first, truth(first))
+    wrong = answer(root, second, truth(second))
+    answer(root, third, truth(third))
+    made.turn()
+    with_it = digest(made)
+    answer(root, second, None, replaces=wrong, withdrawn=True)
+    made.turn()
+    assert made.pupils[MODEL].learner.learned == 2
+    assert digest(made) != with_it
+    never = trainer(root)  # comes back, and must not learn it again
+    never.turn()
+    assert digest(never) == digest(made)
+
+
+def test_an_alert_never_asked_is_learned_from_the_archive_and_a_rejected_one_from_its_packet(
+    root: Path,
+) -> None:
+    made = trainer(root)
+    made.turn()
+    rows, _ = made.streams["ztf"].table.read(["outcome", "alert_id", "object_id"])
+    asked = {query["object_id"] for query in open_queries(root)}
+    by_outcome = {row["outcome"]: row for row in rows.to_pylist() if row["object_id"] not in asked}
+    for i, outcome in enumerate(("scored", "rejected"), 1):
+        answer(root, by_outcome[outcome], truth(by_outcome[outcome]))
+        assert made.turn().labels[MODEL] == i
+        features = made.pupils[MODEL].asked[by_outcome[outcome]["alert_id"]].features
+        assert np.isfinite(features["basic.snr"])
+
+
+def test_a_label_for_an_alert_nobody_knows_stops_nothing(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = trainer(root)
+    made.turn()
+    answer(root, {"alert_id": "ztf:1"}, "agn")
+    assert made.turn().labels[MODEL] == 0
+    assert "ztf:1 is not learned" in caplog.text
+
+
+def test_a_hundred_labels_tell_supernovae_from_the_rest_on_objects_never_labelled(root: Path) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    made = taught(root, 100)
+    pupil = made.pupils[MODEL]
+    labelled = pupil.ledger.labelled_objects(MODEL)
+    rest = [one for one in pupil.shortlist.candidates if one.object_id not in labelled]
+    features = pupil.shortlist.features(pupil.columns)
+    scores = pupil.frozen.predict(features).mixture[:, 0]
+    supernova = [simulate.truth(SKY, one.alert_id) == "supernova" for one in rest]
+    assert len(rest) == len(scores)
+    assert roc_auc_score(supernova, scores) >= 0.85
