@@ -41,7 +41,7 @@ from raybroker.alerts import (
     magnitude_to_flux,
 )
 from raybroker.errors import UnknownError
-from raybroker.surveys import avro
+from raybroker.surveys import containers
 from raybroker.synthetic import CLASSES, LOOKS, Epochs, Measured, Sky, normal, uniform
 
 CHUNK = 400  # alerts made and encoded together
@@ -372,14 +372,14 @@ class _Front:
 
     @classmethod
     def of(cls, packet: Packet) -> _Front:
-        header, body = avro.Containers().open(packet.value or b"")
+        header, body = containers.Containers().open(packet.value or b"")
         whole = json.loads(header.schema)
         names = [field["name"] for field in whole["fields"]]
         front = {**whole, "fields": whole["fields"][: names.index("candidate") + 1]}
         schema = fastavro.parse_schema(front)
         data = io.BytesIO(bytes(body))
         record: Any = fastavro.schemaless_reader(data, schema, None)
-        return cls(avro.container_header(header.schema), schema, record, data.read(), packet.topic)
+        return cls(containers.container_header(header.schema), schema, record, data.read(), packet.topic)
 
     def packet(self, number: int, noise: Floats) -> Packet:
         candidate = dict(self.record["candidate"])
@@ -392,5 +392,5 @@ class _Front:
         record = {**self.record, "objectId": _letters(number), "candid": candid, "candidate": candidate}
         written = io.BytesIO()
         fastavro.schemaless_writer(written, self.schema, record)
-        value = avro.write_container(self.header, candid.to_bytes(16, "big"), written.getvalue() + self.rest)
+        value = containers.write_container(self.header, candid.to_bytes(16, "big"), written.getvalue() + self.rest)
         return Packet(value, self.topic, offset=number)

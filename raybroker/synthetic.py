@@ -282,7 +282,7 @@ def past(sky: Sky, look: Look, alerts: Epochs) -> tuple[Measured, Integers]:
     alert, column = np.nonzero(_observed(sky, sky.field[alerts.place][:, None], night))
     alert, column = np.repeat(alert, VISITS), np.repeat(column, VISITS)
     visit = np.arange(len(alert)) % VISITS
-    epochs = _look_at(sky, look, alerts.place[alert], night[alert, column], visit, 0 * alerts.turn[alert])
+    epochs = _look_at(sky, look, alerts.place[alert], night[alert, column], visit, alerts.turn[alert])
     use = epochs.mjd <= alerts.mjd[alert]
     return _measure(sky, look, epochs.take(use)), alert[use]
 

@@ -47,7 +47,7 @@ class World:
     def score(self, features: dict[str, float | None]) -> float:
         answer = self.http.post("/scores", json={"model": MODEL, "features": features})
         assert answer.status_code == 200, answer.text
-        return answer.json()["scores"]["supernova"]
+        return answer.json()["classes"]["supernova"]
 
     def turn(self, wanted: Callable[[], bool]) -> None:
         for _ in range(200):

@@ -180,7 +180,7 @@ def test_the_outcomes_add_up_and_are_what_the_cuts_say(night) -> None:  # type: 
     outcomes = Counter(row["outcome"] for row in rows)
     assert sum(outcomes.values()) == SENT
     assert set(outcomes) == {"scored", "rejected"}
-    assert {row["reason"] for row in rows if row["outcome"] == "rejected"} == {"real", "good_pixels"}
+    assert {row["reason"] for row in rows if row["outcome"] == "rejected"} == {"real"}
     assert Counter(row["outcome"] for row in rows if row["night"] == 20181129)["scored"] == 291
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -120,6 +121,13 @@ def compact_all(root: Path) -> dict[str, Compacted]:
     for folder in tables(root):
         vacuum(folder)
     return done
+
+
+def compact_aside(root: Path) -> None:
+    """`compact_all` as the whole work of a process, which gives way to others and leaves Ctrl-C to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)
+    compact_all(root)
 
 
 def _write(folder: Path, rows: pa.Table, group: Group) -> list[AddAction]:

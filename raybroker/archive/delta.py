@@ -157,7 +157,15 @@ def live(handle: DeltaTable) -> list[File]:
     actions = pa.table(handle.get_add_actions()).select(
         ["path", "size_bytes", "modification_time", "num_records", "min", "max"]
     )
-    return [File(*row.values()) for row in actions.to_pylist()]
+    return [
+        File(*head, _known(least), _known(most))
+        for *head, least, most in (r.values() for r in actions.to_pylist())
+    ]
+
+
+def _known(bounds: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Without the columns that are null in the whole file, as the night is where all packets are dead."""
+    return {name: bound for name, bound in (bounds or {}).items() if bound is not None}
 
 
 def added(folder: Path, since: int) -> tuple[list[str], int] | None:

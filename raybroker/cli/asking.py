@@ -8,11 +8,13 @@ from typing import Any
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raybroker import settings as settings_file
 from raybroker.archive.lookup import Lookup
 from raybroker.errors import RaybrokerError, SettingsError, UnknownError
+from raybroker.service.view import OUTCOMES, counts
 
 
 class Client:
@@ -102,23 +104,31 @@ def status(url: str, settings: Path) -> dict[str, Any]:
 
 
 def archived(root: Path) -> dict[str, Any]:
-    """Counts by survey, outcome and reason, read from the archive."""
+    """The same counts by survey, outcome and reason, read from the archive."""
     lookup = Lookup(root)
-    surveys = {name: {"reasons": lookup.counts(name)} for name in lookup.surveys()}
-    if not surveys:
+    names = lookup.surveys() if root.exists() else []
+    if not names:
         raise UnknownError(f"nothing runs, and the archive at {root} is empty")
-    return {"surveys": surveys}
+    totals = {
+        (name, None, row["outcome"], row["reason"]): row["alerts"]
+        for name in names
+        for row in lookup.counts(name)
+    }
+    return {"nights": counts(totals)}
 
 
 def status_table(found: dict[str, Any]) -> Table:
-    """The counts as a table."""
+    """The counts as a table: by survey and night, what was received and what became of it."""
     table = Table()
-    for column in ("survey", "outcome", "reason"):
+    for column in ("survey", "night", "outcome", "reason"):
         table.add_column(column)
     table.add_column("alerts", justify="right")
-    for survey, counts in found["surveys"].items():
-        rows = counts["reasons"]
-        for row in rows:
-            table.add_row(survey, row["outcome"], row["reason"] or "", f"{row['count']:,}")
-        table.add_row(survey, "[bold]received[/]", "", f"[bold]{sum(row['count'] for row in rows):,}[/]")
+    for line in found["nights"]:
+        night = str(line["night"] or ("unknown" if "total" in found else "all"))
+        table.add_row(line["survey"], night, "[bold]received[/]", "", f"[bold]{line['received']:,}[/]")
+        for outcome in OUTCOMES:
+            if line[outcome]:
+                table.add_row("", "", outcome, "", f"{line[outcome]:,}")
+            for reason, count in line["reasons"].get(outcome, {}).items():
+                table.add_row("", "", "", escape(reason[:90]), f"{count:,}")
     return table

@@ -27,6 +27,7 @@ from raybroker import simulate
 from raybroker.alerts import Packet
 from raybroker.cli import running
 from raybroker.cli.asking import Client
+from raybroker.cluster.heartbeat import Heartbeat
 from raybroker.errors import RaybrokerError, SettingsError
 from raybroker.service import server
 from raybroker.settings import Settings
@@ -116,11 +117,12 @@ def _work(
         _start(write)
         if wish.oracle:
             _start(lambda: oracle(client, night, stopped))
-        running.follow(crew, console, until=lambda: stopped() or _finished(crew, night, write))
+        watch = running.Watch(console, Heartbeat(settings.archive.root))
+        running.follow(crew, console, lambda: stopped() or _finished(crew, night, write), watch)
         console.print(running.summary(crew.tally))
         if not wish.exit and not stopped():
             console.print("the night is over; visits go on until Ctrl-C, and labels change their scores")
-            running.follow(crew, console, until=stopped)
+            running.follow(crew, console, stopped, watch)
             console.print(running.summary(crew.tally))
         console.print(learned(client))
 

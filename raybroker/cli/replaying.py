@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import date as Date
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from raybroker.errors import SettingsError
 from raybroker.stream import replay as night
 from raybroker.stream.client import Cluster
 from raybroker.stream.kafka import Producer
+from raybroker.synthetic import LOOKS, Sky
 
 VISIT_SECONDS = 39.0  # Rubin's cadence
 
@@ -43,15 +45,13 @@ def simulate(
     folder: Path, alerts: int, survey: str, date: str, seed: int, bad: float, console: Console
 ) -> None:
     """A night of packets and its truth."""
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("simulating", total=alerts)
-        packets, truth = sky.write_night(
-            folder,
-            alerts,
-            survey=survey,
-            date=date,
-            seed=seed,
-            bad=bad,
-            tell=lambda n: progress.update(task, completed=n),
-        )
+    if survey not in LOOKS:
+        raise SettingsError(f"--survey {survey}: packets are simulated for {', '.join(LOOKS)}")
+    try:
+        Date.fromisoformat(date)
+    except ValueError as error:
+        raise SettingsError(f"--date {date}: a night is written YYYYMMDD; {error}") from None
+    night_of = sky.night(Sky.for_night(seed, alerts), alerts, date, survey, broken=bad)
+    with console.status("simulating"):
+        packets, truth = sky.write_night(folder, night_of)
     console.print(f"{alerts:,} packets of {survey} in [bold]{packets}[/], the truth in [bold]{truth}[/]")

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 from raybroker.archive import compact
+from raybroker.cluster import assemble
+from raybroker.cluster.heartbeat import Heartbeat
 from raybroker.cluster.tally import Tally
 from raybroker.cluster.worker import Report
 from raybroker.errors import SettingsError
 from raybroker.settings import Settings
+from raybroker.stream.kafka import reach
 
 COMPACT_SECONDS = 60.0
-REPORT_SECONDS = 1.0
+BEAT_SECONDS = 1.0
+LOG_SECONDS = 10.0
 
 
 class Crew(Protocol):
@@ -36,20 +44,29 @@ class Crew(Protocol):
     def stop(self, seconds: float = 8.0) -> list[Report]: ...
 
 
-def run(
-    settings: Settings, once: bool, local: bool, console: Console, report: Path | None = None
-) -> None:
+def run(settings: Settings, once: bool, local: bool, console: Console, report: Path | None = None) -> None:
     """Everything that the settings ask for; `report` is a file that always holds the totals, as JSON."""
     if not settings.surveys:
         raise SettingsError(
             "surveys: no survey is configured; `raybroker init ztf` writes a settings file with one"
         )
+    assemble.check(settings)
+    if once:
+        _reach(settings)
     with stop_signal() as stopped, working(settings, local, serve=not once, console=console) as crew:
         stopped.listen()
-        follow(crew, console, until=lambda: stopped() or (once and crew.drained()), report=report)
+        watch = Watch(console, Heartbeat(settings.archive.root), report)
+        follow(crew, console, lambda: stopped() or (once and crew.drained()), watch)
     if report is not None:
         write_report(crew.tally, report)
     console.print(summary(crew.tally))
+
+
+def _reach(settings: Settings) -> None:
+    """A run for cron does not wait for a Kafka that is away: StreamError says so."""
+    for own in settings.surveys.values():
+        if not own.servers.startswith(assemble.REPLAY):
+            reach(own.servers, own.kafka)
 
 
 @contextmanager
@@ -94,7 +111,7 @@ def _service(settings: Settings, local: bool, serve: bool, console: Console) -> 
 
 
 class Compacting:
-    """Merges small files once a minute, in a thread beside the supervisor."""
+    """Merges small files once a minute, in a process of its own: its memory goes with it, and workers go first."""
 
     def __init__(self, settings: Settings) -> None:
         self.root = settings.archive.root
@@ -110,41 +127,70 @@ class Compacting:
         self._thread.join(5.0)
 
     def _work(self) -> None:
+        processes = multiprocessing.get_context("spawn")  # a fork of a process with Ray's threads may hang
         while not self._stop.wait(COMPACT_SECONDS):
-            compact.compact_all(self.root)
+            process = processes.Process(target=compact.compact_aside, args=(self.root,), daemon=True)
+            process.start()
+            while process.is_alive() and not self._stop.wait(0.5):
+                pass
+            process.terminate()  # half a merge is an orphan file
+            process.join()
 
 
-def follow(
-    crew: Crew,
-    console: Console,
-    until: Callable[[], bool],
-    every: float = 1.0,
-    report: Path | None = None,
-) -> None:
-    """Turns, and a progress line a second: rewritten on a terminal, every ten seconds in a log."""
-    every = every if console.is_terminal else 10 * every
-    said: dict[str, str] = {}
-    last = reported = time.monotonic()
+def follow(crew: Crew, console: Console, until: Callable[[], bool], watch: Watch) -> None:
+    """Turns, until it is time to stop."""
     with console.status("starting") as status:
         while not until():
             crew.step()
-            for name, trouble in crew.troubles.items():
-                if said.get(name) != trouble:
-                    console.print(f"[red]{name}:[/] {trouble}", soft_wrap=True)
-            said = dict(crew.troubles)
-            if time.monotonic() - last >= every:
-                last = time.monotonic()
-                line = crew.tally.line({name: number for name, (number, _) in crew.snapshots.items()})
-                status.update(line) if console.is_terminal else console.print(line)
-            if report is not None and time.monotonic() - reported >= REPORT_SECONDS:
-                reported = time.monotonic()
-                write_report(crew.tally, report)
+            watch.look(crew, status)
+
+
+@dataclass
+class Watch:
+    """What is told while it runs: troubles at once; a progress line, rewritten each second on a terminal and added
+    every ten seconds to a log; and each second the heartbeat that the service shows."""
+
+    console: Console
+    heartbeat: Heartbeat
+    report: Path | None = None  # a file that always holds the totals, as JSON
+    said: dict[str, str] = field(default_factory=dict)
+    beaten: float = 0.0
+    printed: float = field(default_factory=time.monotonic)
+
+    def look(self, crew: Crew, status: Status) -> None:
+        """Tell what is due."""
+        for name, trouble in crew.troubles.items():
+            if self.said.get(name) != trouble:
+                self.console.print(f"[red]{name}:[/] {escape(trouble)}", soft_wrap=True)
+        self.said = dict(crew.troubles)
+        now = time.monotonic()
+        if now - self.beaten >= BEAT_SECONDS:
+            self.beaten = now
+            self._beat(crew)
+            line = crew.tally.line({name: number for name, (number, _) in crew.snapshots.items()})
+            if self.console.is_terminal:
+                status.update(line)
+            elif now - self.printed >= LOG_SECONDS:
+                self.printed = now
+                self.console.print(line)
+
+    def _beat(self, crew: Crew) -> None:
+        tally = crew.tally
+        told = {
+            "lag": tally.lag,
+            "alerts_per_second": tally.rate(),
+            "turns": tally.turns,
+            "deaths": tally.deaths,
+        }
+        self.heartbeat.beat({**told, "workers": sorted(tally.lags), "troubles": crew.troubles})
+        if self.report is not None:
+            write_report(tally, self.report)
 
 
 def write_report(tally: Tally, path: Path) -> None:
     """The totals as JSON, never seen half written."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(tally.summary(), indent=1), encoding="utf-8")
+    partial.write_text(json.dumps(tally.totals(), indent=1), encoding="utf-8")
     partial.replace(path)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raybroker import surveys
 from raybroker.archive import provenance
 from raybroker.archive.events import known_topics
 from raybroker.archive.table import AlertsTable, row_schema
-from raybroker.cluster.pupil import Pupil
-from raybroker.cluster.trainer import Stream, Trainer
 from raybroker.cluster.worker import Books, Worker
 from raybroker.crossmatch import cds, local
 from raybroker.errors import SettingsError, did_you_mean
@@ -26,6 +25,11 @@ from raybroker.stream.packets import Sink, Source
 from raybroker.stream.replay import ReplaySource
 from raybroker.surveys import Survey
 
+if TYPE_CHECKING:
+    from raybroker.cluster.pupil import Pupil
+    from raybroker.cluster.trainer import Trainer
+
+# What learns is imported where it is built: River and scikit-learn take 120 MB and seconds, in every worker too.
 REPLAY = "replay:"
 
 
@@ -131,16 +135,38 @@ def open_source(own: SurveySettings, survey: Survey, books: Books, root: Path) -
 
 def trainer(settings: Settings) -> Trainer:
     """The trainer of all models, over all surveys."""
+    from raybroker.cluster.trainer import Stream, Trainer
+
     streams = {}
     for name in settings.surveys:
         made = pipeline(settings, name)
         streams[name] = Stream(survey(settings, name), made, table(settings, made))
+    return Trainer(settings.archive.root, streams, pupils(settings), registry(settings), settings.learning)
+
+
+def pupils(settings: Settings) -> list[Pupil]:
+    """Every model, knowing nothing yet."""
+    from raybroker.cluster.pupil import Pupil
+
     types = {step.name: step.gives for step in steps(settings)}
-    pupils = [
+    return [
         Pupil(name, own, online.expand(own.columns, types, f"models.{name}.columns"))
         for name, own in settings.models.items()
     ]
-    return Trainer(settings.archive.root, streams, pupils, registry(settings), settings.learning)
+
+
+def check(settings: Settings) -> None:
+    """Build every plan and every model once, here, so that a wrong setting is said before anything starts."""
+    from raybroker.cluster.pupil import Pupil
+
+    for name in settings.surveys:
+        pipeline(settings, name)
+    for name, own in settings.models.items():
+        try:
+            Pupil(name, own, ("a",))
+        except (ValueError, SettingsError) as error:
+            raise SettingsError(f"models.{name}: {error}") from None
+    pupils(settings)
 
 
 def registry(settings: Settings) -> Registry | None:

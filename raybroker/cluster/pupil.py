@@ -21,6 +21,7 @@ from raybroker.learning.shortlist import Candidate, Choice, Shortlist
 from raybroker.settings import ModelSettings
 
 Features = Mapping[str, float | None]
+ASKED = 2_000  # alerts whose features are remembered; of others the archive is asked
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Pupil:
         )
         self.rng = np.random.default_rng(settings.seed)
         self.strategy = strategies.by_name(settings.strategy)
-        self.asked: dict[str, Asked] = {}  # by alert id
+        self.asked: dict[str, Asked] = {}  # by alert id: what is open, and what was a while ago
+        self.taught: dict[str, Asked] = {}  # by alert id: what was learned, for `relearn`
         self.begin()
 
     def begin(self) -> None:
@@ -71,6 +73,14 @@ class Pupil:
         """The model as it is now, for scoring."""
         return self.learner.frozen()
 
+    def known(self, label: Label) -> Asked | None:
+        """What an alert was asked, or learned, or stands in the pool with; None: the archive must be asked."""
+        found = self.asked.get(label.alert_id) or self.taught.get(label.alert_id)
+        candidate = self.shortlist.candidate(label.object_id or label.alert_id)
+        if found is None and candidate is not None and candidate.alert_id == label.alert_id:
+            found = Asked(candidate.features, candidate.mjd)
+        return found
+
     def hear(self, label: Label) -> bool:
         """Take a label into the ledger; False if it was there already. `undoes` tells whether to `relearn`."""
         if not self.ledger.add(label):
@@ -82,7 +92,7 @@ class Pupil:
 
     def learn(self, label: Label, asked: Asked) -> bool:
         """Test, then train; False where the object was learned within `thinning_days`."""
-        self.asked[label.alert_id] = asked
+        self.taught[label.alert_id] = asked
         self.lessons.append(label.event_id)
         if label.label is None or not self.ledger.stands(label.event_id):
             return False
@@ -97,12 +107,11 @@ class Pupil:
 
     def relearn(self, label: Label, asked: Asked) -> None:
         """From the beginning, without what this label revises or withdraws: an online model cannot unlearn."""
-        self.asked[label.alert_id] = asked
         order = {event_id: i for i, event_id in enumerate(self.lessons)}
         standing = [other for other in self.ledger.to_learn(self.name) if other.event_id in order]
         self.begin()
         for other in sorted(standing, key=lambda other: order[other.event_id]):
-            self.learn(other, self.asked[other.alert_id])
+            self.learn(other, self.taught[other.alert_id])
         self.learn(label, asked)
 
     def consider(self, candidates: Sequence[Candidate], now_mjd: float) -> list[str]:
@@ -119,4 +128,12 @@ class Pupil:
         self.asked.update(
             {q.alert_id: Asked(q.features, when.get(q.alert_id, math.nan)) for q in choice.opened}
         )
+        self._forget()
         return choice
+
+    def _forget(self) -> None:
+        """Of what was asked, keep what is open and the latest `ASKED`."""
+        standing = {query.alert_id for query in self.shortlist.open}
+        gone = [alert_id for alert_id in self.asked if alert_id not in standing]
+        for alert_id in gone[: max(0, len(self.asked) - ASKED)]:
+            del self.asked[alert_id]

@@ -9,8 +9,8 @@ import logging
 from dataclasses import dataclass, field
 
 from raybroker.cluster import assemble
+from raybroker.cluster.lesson import Lesson
 from raybroker.cluster.tally import Tally
-from raybroker.cluster.trainer import Lesson
 from raybroker.cluster.worker import Report
 from raybroker.settings import Settings
 

@@ -23,8 +23,8 @@ from ray.exceptions import RayActorError, RayError
 
 from raybroker.cluster import assemble
 from raybroker.cluster.caution import Caution, Taken
+from raybroker.cluster.lesson import Lesson
 from raybroker.cluster.tally import Tally
-from raybroker.cluster.trainer import Lesson
 from raybroker.cluster.worker import Report
 from raybroker.errors import RaybrokerError
 from raybroker.settings import Settings
@@ -91,9 +91,6 @@ class WorkerActor:
     def finish(self, dead: Mapping[tuple[str, int, int], str]) -> Report:
         return self.worker.finish(dead)
 
-    def end_reached(self) -> bool:
-        return self.worker.source.end_reached()
-
     def close(self) -> None:
         self.worker.close()
 
@@ -130,6 +127,7 @@ class Seat:
     answer: Any = None  # reference to what we wait for
     deaths: int = 0
     free_from: float = 0.0
+    drained: bool = False
 
 
 @dataclass
@@ -207,6 +205,7 @@ class Supervisor:
         else:
             self.cautions[seat.survey].finished(result.taken)  # type: ignore[index]
             self.tally.add(seat.name, result)
+            seat.drained = result.drained
             yield result
         seat.deaths = 0 if not isinstance(result, int) else seat.deaths
         self.troubles.pop(seat.name, None)
@@ -228,6 +227,7 @@ class Supervisor:
         self.tally.deaths += 1
         wait = BACK_OFF[min(seat.deaths, len(BACK_OFF) - 1)]
         seat.deaths += 1
+        seat.drained = False
         seat.actor, seat.taken, seat.answer, seat.free_from = None, None, None, time.monotonic() + wait
 
     def _overdue(self) -> None:
@@ -246,8 +246,7 @@ class Supervisor:
 
     def drained(self) -> bool:
         """Whether every worker has polled all that was there when its partitions were assigned."""
-        workers = [seat for seat in self.seats if seat.survey and seat.actor is not None]
-        return bool(workers) and all(ray.get([seat.actor.end_reached.remote() for seat in workers]))
+        return all(seat.drained for seat in self.seats if seat.survey)
 
     def stop(self, seconds: float = 8.0) -> list[Report]:
         """Let every turn end, then let the actors leave."""

@@ -56,7 +56,7 @@ class Tally:
         self._recent = [(when, count) for when, count in self._recent if now - when < window]
         return sum(count for _, count in self._recent) / window
 
-    def summary(self) -> dict[str, Any]:
+    def totals(self) -> dict[str, Any]:
         """Everything, as plain JSON."""
         return {
             "received": self.received,

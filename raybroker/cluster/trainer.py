@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from raybroker.archive import provenance
 from raybroker.archive.events import EventLog, dicts
 from raybroker.archive.lookup import Lookup
 from raybroker.archive.table import AlertsTable
+from raybroker.cluster.lesson import Lesson
 from raybroker.cluster.pupil import Asked, Pupil
 from raybroker.errors import RaybrokerError
 from raybroker.learning.labels import Label
@@ -39,18 +40,6 @@ log = logging.getLogger("raybroker")
 IDLE_SECONDS = 0.1
 ASK_SECONDS = 5.0  # how often the list is chosen anew while no label comes
 HEAD = ("outcome", "survey", "alert_id", "object_id", "mjd")
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a trainer's turn did."""
-
-    snapshots: Mapping[str, tuple[int, str]]  # newest number and digest by model
-    labels: Mapping[str, int]  # learned so far, by model
-    open: Mapping[str, int]  # questions that stand open
-    pool: Mapping[str, int]
-    learned: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,7 +134,7 @@ class Trainer:
         for pupil in self.pupils.values():
             newest = rows.slice(max(0, rows.num_rows - 4 * pupil.settings.pool))
             gone = pupil.consider(candidates(newest, pupil.columns), now)
-            self._events += [self._event(self._asked[query_id], "withdrawn") for query_id in gone]
+            self._events += [self._closed(query_id, "withdrawn") for query_id in gone]
         return rows.num_rows
 
     def _steps(self, stream: Stream) -> list[str]:
@@ -169,11 +158,10 @@ class Trainer:
         return heard
 
     def _teach(self, pupil: Pupil, label: Label) -> None:
-        undoes = pupil.ledger.undoes(label)
+        undoes, asked = pupil.ledger.undoes(label), self._asked_of(pupil, label)
         pupil.hear(label)
         if label.query_id in self._asked:
-            self._events.append(self._event(self._asked[label.query_id], "answered"))
-        asked = self._asked_of(pupil, label)
+            self._events.append(self._closed(label.query_id, "answered"))
         if undoes:
             pupil.relearn(label, asked)
             self.newest[pupil.name].lessons = -1  # the next snapshot records the whole order
@@ -182,9 +170,7 @@ class Trainer:
 
     def _asked_of(self, pupil: Pupil, label: Label) -> Asked:
         """The features that the labeller was asked about, or for an alert never asked, those in the archive."""
-        if label.alert_id not in pupil.asked:
-            pupil.asked[label.alert_id] = self._archived(pupil, label.alert_id)
-        return pupil.asked[label.alert_id]
+        return pupil.known(label) or self._archived(pupil, label.alert_id)
 
     def _archived(self, pupil: Pupil, alert_id: str) -> Asked:
         row = self.lookup.alert(alert_id)
@@ -234,7 +220,11 @@ class Trainer:
         new.asked = self.clock()
         self._asked.update({query.query_id: query for query in choice.opened})
         self._events += [self._event(query, "open") for query in choice.opened]
-        self._events += [self._event(query, "withdrawn") for query in choice.withdrawn]
+        self._events += [self._closed(query.query_id, "withdrawn") for query in choice.withdrawn]
+
+    def _closed(self, query_id: str, state: str) -> dict[str, Any]:
+        """The last event of a question; nothing is kept of it but the features in its pupil's hands."""
+        return self._event(self._asked.pop(query_id), state)
 
     def _event(self, query: Query, state: str) -> dict[str, Any]:
         by_member = [{"member": name, "probabilities": list(p)} for name, p in query.probabilities.items()]

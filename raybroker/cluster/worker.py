@@ -15,7 +15,7 @@ The order of a turn, on which "no alert lost" rests:
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,15 +29,14 @@ from raybroker.alerts import Decoded, Packet
 from raybroker.archive import segments
 from raybroker.archive.events import note_topics
 from raybroker.archive.table import AlertsTable
-from raybroker.errors import FencedError
+from raybroker.cluster.recent import RECENT, Recent
+from raybroker.errors import FencedError, StreamError
 from raybroker.pipeline import Outcome, Pipeline
 from raybroker.scores.online import pinned
 from raybroker.settings import TurnSettings
 from raybroker.stream import outgoing
 from raybroker.stream.packets import Place, Sink, Source
 from raybroker.surveys import Survey
-
-RECENT = 200_000  # alert ids remembered per partition, to know a duplicate
 
 Key = tuple[str, int]
 
@@ -110,6 +109,7 @@ class Report:
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
     expired: int = 0  # offsets that Kafka deleted before they were read
     lag: int = 0
+    drained: bool = False  # all is polled that was there when the partitions were assigned
     fenced: bool = False
     snapshots: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -151,7 +151,7 @@ class Worker:
         self.plan = pipeline.digest
         self.snapshots: dict[str, int] = {}
         self._packets: list[Packet] = []
-        self._recent: dict[Key, _Recent] = {}
+        self._recent: dict[Key, Recent] = {}
         self._clock = Clock()
 
     def turn(
@@ -186,6 +186,7 @@ class Worker:
         if not packets:
             return Report(
                 lag=self.source.lag(),
+                drained=self._drained(),
                 snapshots=dict(self.snapshots),
                 seconds=dict(self._clock.seconds),
                 cpu_seconds=dict(self._clock.cpu_seconds),
@@ -245,18 +246,21 @@ class Worker:
 
     def _fresh(self, batch: pa.RecordBatch) -> np.ndarray:
         """False for an alert id that this partition has already given."""
-        names = ("topic", "partition", "night", "alert_id")
-        rows = zip(*(batch[name].to_pylist() for name in names), strict=True)
-        return np.array([self._recently(*place).add(alert_id) for *place, alert_id in rows], dtype=bool)
+        keys = list(zip(batch["topic"].to_pylist(), batch["partition"].to_pylist(), strict=True))
+        ids, fresh = np.array(batch["alert_id"].to_pylist(), dtype=object), np.ones(len(keys), bool)
+        for key in dict.fromkeys(keys):
+            mine = np.array([other == key for other in keys])
+            fresh[mine] = self._recently(key, batch["night"]).add(ids[mine])
+        return fresh
 
-    def _recently(self, topic: str, partition: int, night: int) -> _Recent:
-        if (topic, partition) not in self._recent:
-            rows, _ = self.books.table.read(["topic", "partition", "alert_id"], from_night=night)
-            known = rows.filter((pc.field("topic") == topic) & (pc.field("partition") == partition))[
-                "alert_id"
-            ]
-            self._recent[topic, partition] = _Recent(known.drop_null().to_pylist()[-RECENT:])
-        return self._recent[topic, partition]
+    def _recently(self, key: Key, nights: pa.Array) -> Recent:
+        if key not in self._recent:
+            names = ["topic", "partition", "alert_id"]
+            rows, _ = self.books.table.read(names, from_night=pc.min(nights).as_py())
+            mine = (pc.field("topic") == key[0]) & (pc.field("partition") == key[1])
+            known = rows.filter(mine)["alert_id"].drop_null()
+            self._recent[key] = Recent(known[-RECENT:].to_pylist())
+        return self._recent[key]
 
     def _report(
         self, packets: list[Packet], rows: pa.Table, sent: Counter[str], unknown: Counter[str]
@@ -269,11 +273,18 @@ class Worker:
             sent=sent,
             unknown_fields=unknown,
             expired=self._expired(),
+            drained=self._drained(),
             lag=self.source.lag(),
             snapshots=dict(self.snapshots),
             seconds=dict(self._clock.seconds),
             cpu_seconds=dict(self._clock.cpu_seconds),
         )
+
+    def _drained(self) -> bool:
+        try:
+            return self.source.end_reached()
+        except StreamError:  # the stream is away; the source says so and tries again
+            return False
 
     def _expired(self) -> int:
         lost = sum(gone.end - gone.first for gone in self.source.expired)
@@ -295,24 +306,6 @@ def taken(packets: Sequence[Packet]) -> dict[Key, tuple[int, int]]:
         first, last = spans.get(key, (packet.offset, packet.offset))
         spans[key] = min(first, packet.offset), max(last, packet.offset)
     return spans
-
-
-class _Recent:
-    """The last alert ids of a partition."""
-
-    def __init__(self, known: Sequence[str]) -> None:
-        self._order = deque(known)
-        self._ids = set(known)
-
-    def add(self, alert_id: str) -> bool:
-        """True if it is new."""
-        if alert_id in self._ids:
-            return False
-        self._ids.add(alert_id)
-        self._order.append(alert_id)
-        if len(self._order) > RECENT:
-            self._ids.discard(self._order.popleft())
-        return True
 
 
 class _Rows:

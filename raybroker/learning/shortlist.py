@@ -108,6 +108,10 @@ class Shortlist:
         """The pool, in the order of `pool`."""
         return list(self._candidates.values())
 
+    def candidate(self, key: str) -> Candidate | None:
+        """The pool's alert of that object (`Candidate.key`)."""
+        return self._candidates.get(key)
+
     @property
     def open(self) -> list[Query]:
         """The open questions, in the order to ask them."""

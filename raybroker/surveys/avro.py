@@ -16,9 +16,6 @@ import pyarrow as pa
 from raybroker.alerts import PLACE, Floats, Integers
 from raybroker.errors import PacketError
 from raybroker.surveys import kernel
-from raybroker.surveys.containers import Containers as Containers
-from raybroker.surveys.containers import container_header as container_header
-from raybroker.surveys.containers import write_container as write_container
 from raybroker.surveys.schema import (
     Columns,
     Program,

@@ -191,7 +191,7 @@ def test_an_alert_never_asked_is_learned_from_the_archive_and_a_rejected_one_fro
     for i, outcome in enumerate(("scored", "rejected"), 1):
         answer(root, by_outcome[outcome], truth(by_outcome[outcome]))
         assert made.turn().labels[MODEL] == i
-        features = made.pupils[MODEL].asked[by_outcome[outcome]["alert_id"]].features
+        features = made.pupils[MODEL].taught[by_outcome[outcome]["alert_id"]].features
         assert np.isfinite(features["basic.snr"])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from raybroker import alerts
 from raybroker.alerts import Packet
-from raybroker.archive import segments
+from raybroker.archive import compact, segments
 from raybroker.archive.lookup import Lookup
 from raybroker.cluster import worker as module
 from raybroker.filters.where import where
@@ -201,3 +201,12 @@ def test_an_alert_and_its_packet_are_found_by_id(tmp_path: Path, packets) -> Non
     row = rows_of(made)[17]
     assert lookup.alert(row["alert_id"])["offset"] == row["offset"]
     assert lookup.packet(row["alert_id"]).offset == row["offset"]
+
+
+def test_turns_of_dead_packets_alone_stop_neither_workers_nor_compaction(tmp_path: Path, packets) -> None:  # type: ignore[no-untyped-def]
+    given = placed([Packet(b"junk"), *packets[:20]], partitions=1)
+    worker(tmp_path, given).turn(limit=1)
+    successor = worker(tmp_path, given)
+    assert successor.turn(limit=10).alerts == 10
+    compact.compact(tmp_path / "ztf" / "alerts")
+    assert worker(tmp_path, given).turn().alerts == 10

@@ -1,0 +1,120 @@
+"""What stands before every endpoint: bounded requests, headers for browsers, and the numbers for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import HTTPException
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raybroker.service.desk import Desk
+
+BODY_BYTES = 64 << 10
+PACKET_BYTES = 4 << 20
+CSP = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; object-src 'none'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": CSP,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+DOCS = ("/docs", "/redoc")  # FastAPI's own pages load their scripts from a CDN
+
+
+class Guard:
+    """ASGI middleware: refuses what is too large while it is read, counts and times what is answered."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self.app = app
+        names = ["method", "path", "status"]
+        self.requests = Counter("raybroker_http_requests", "HTTP requests", names, registry=registry)
+        self.seconds = Histogram(
+            "raybroker_http_seconds", "Seconds until answered", ["path"], registry=registry
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_headers(scope["path"])]
+            await send(message)
+
+        try:
+            await self.app(scope, _bounded(receive, _limit(scope)), answer)
+        finally:
+            path = getattr(scope.get("route"), "path", "unknown")
+            self.requests.labels(scope["method"], path, str(status)).inc()
+            self.seconds.labels(path).observe(time.perf_counter() - start)
+
+
+def _headers(path: str) -> list[tuple[bytes, bytes]]:
+    skipped = {"content-security-policy"} if path.startswith(DOCS) else set()
+    return [(name.encode(), value.encode()) for name, value in HEADERS.items() if name not in skipped]
+
+
+def _limit(scope: Scope) -> int:
+    return PACKET_BYTES if scope["path"].endswith("/scores") else BODY_BYTES
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    taken = 0
+
+    async def bounded() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > limit:
+            raise HTTPException(413, f"the request is larger than {limit:,} bytes")
+        return message
+
+    return bounded
+
+
+class Numbers:
+    """A Prometheus collector of what the desk knows."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def collect(self) -> Iterable[Metric]:
+        """Called at every scrape."""
+        alerts = CounterMetricFamily("raybroker_alerts", "Alerts received", labels=["survey", "outcome"])
+        sums: dict[tuple[str, str], int] = {}
+        for (survey, _, outcome, _), count in self.desk.view.totals().items():
+            sums[survey, outcome] = sums.get((survey, outcome), 0) + count
+        for (survey, outcome), count in sums.items():
+            alerts.add_metric([survey, outcome], count)
+        yield alerts
+        yield GaugeMetricFamily("raybroker_alerts_in_memory", "Rows that /alerts lists", len(self.desk.view))
+        if (delay := self.desk.delay()) is not None:
+            yield GaugeMetricFamily("raybroker_delay_seconds", "From publication until readable here", delay)
+        yield from self._models()
+
+    def _models(self) -> Iterable[Metric]:
+        infos = self.desk.model_infos()
+        numbers = [(info["name"], (info["snapshot"] or {}).get("number", 0)) for info in infos]
+        yield _by_model("raybroker_snapshot", "Number of the newest snapshot", numbers)
+        waiting = [(info["name"], info["open_queries"]) for info in infos]
+        yield _by_model("raybroker_open_queries", "Questions that stand open", waiting)
+        labels = [(info["name"], info["labels"]["labels"]) for info in infos]
+        yield _by_model("raybroker_labels", "Standing labels", labels)
+
+
+def _by_model(name: str, about: str, values: list[tuple[str, Any]]) -> Metric:
+    family = GaugeMetricFamily(name, about, labels=["model"])
+    for model, value in values:
+        family.add_metric([model], value)
+    return family

@@ -1,0 +1,191 @@
+"""The service put together from the settings: the app that Ray Serve runs in its replicas, or this process in a thread."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import uvicorn
+from fastapi import FastAPI
+
+from raybroker import settings as settings_file
+from raybroker.alerts import Packet
+from raybroker.archive.events import EventLog
+from raybroker.archive.lookup import Lookup
+from raybroker.cluster import assemble
+from raybroker.cluster.assemble import Models
+from raybroker.cluster.heartbeat import Heartbeat
+from raybroker.errors import ArchiveError, PacketError, SettingsError
+from raybroker.pipeline import Pipeline
+from raybroker.scores.online import pinned
+from raybroker.service import api
+from raybroker.service.asked import Asked
+from raybroker.service.desk import Desk, NotAllowedError
+from raybroker.service.follow import Follower
+from raybroker.service.sessions import Sessions
+from raybroker.service.view import View, score_of
+from raybroker.settings import Settings
+
+
+def build(settings: Settings) -> FastAPI:
+    """The whole app, following the archive from now on."""
+    root = settings.archive.root
+    catalogues = [*settings.catalogues, *(["simbad"] if settings.cds.simbad else [])]
+    view = View(settings.service.rows, settings.service.nights, catalogues)
+    asked = Asked()
+    follower = Follower(root, list(settings.surveys), view, asked)
+    scorer, heartbeat = Scorer(settings, asked), Heartbeat(root)
+    desk = Desk(
+        view=view,
+        asked=asked,
+        lookup=Lookup(root),
+        labels=EventLog(root, "labels"),
+        sessions=sessions(settings),
+        models=settings.models,
+        surveys={name: assemble.survey(settings, name) for name in settings.surveys},
+        score=scorer.score,
+        score_packet=scorer.score_packet,
+        problems=lambda: [*follower.problems(), *heartbeat.problems()],
+        status=heartbeat.read,
+        delay=lambda: follower.delay,
+    )
+    follower.start()
+    return api.create(desk)
+
+
+def sessions(settings: Settings) -> Sessions:
+    """Who may label: tokens from the environment, and one-time links signed with the archive's secret."""
+    root = settings.archive.root
+    return Sessions(settings_file.tokens(), secret(root), root / "links")
+
+
+def secret(root: Path) -> bytes:
+    """The archive's own secret, made once and readable by its owner alone."""
+    path = root / "secret"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return _complete(path)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return _complete(path)
+
+
+def _complete(path: Path) -> bytes:
+    """The 32 bytes; another process may be just writing them."""
+    for _ in range(100):
+        if len(found := path.read_bytes()) == 32:
+            return found
+        time.sleep(0.01)
+    raise SettingsError(
+        f"{path} is damaged: it should hold 32 bytes; delete it, and old links and cookies end"
+    )
+
+
+class Scorer:
+    """Scores on demand, with the newest snapshots."""
+
+    def __init__(self, settings: Settings, asked: Asked) -> None:
+        self.asked, self.models = asked, Models(settings.archive.root)
+        self.settings = settings
+        self.pipelines: dict[str, Pipeline] = {}
+        self._loaded: dict[str, tuple[int, Any]] = {}
+        self._lock = threading.Lock()
+
+    def score(self, model: str, features: Mapping[str, float | None]) -> dict[str, Any]:
+        """Class probabilities for one alert's features, by member and mixed."""
+        number, frozen = self._newest(model)
+        if unknown := [name for name in features if name not in frozen.columns]:
+            raise NotAllowedError(
+                f"model '{model}' has no feature '{unknown[0]}'; it has {', '.join(frozen.columns)}"
+            )
+        row = pa.table({name: pa.array([features.get(name)], pa.float64()) for name in frozen.columns})
+        found = frozen.predict(row)
+        members = {
+            name: _named(frozen.classes, p[0]) for name, p in zip(frozen.members, found.members, strict=True)
+        }
+        classes = _named(frozen.classes, found.mixture[0])
+        return {"model": model, "snapshot": number, "classes": classes, "members": members}
+
+    def score_packet(self, survey: str, value: bytes) -> dict[str, Any]:
+        """What the pipeline makes of one raw packet: rejected by which cut, or all columns and scores."""
+        decoded = assemble.survey(self.settings, survey).decode([Packet(value)])
+        if decoded.bad:
+            raise PacketError(f"the packet cannot be decoded: {decoded.bad[0].reason}")
+        outcome = self._pipeline(survey).run(decoded.batch, decoded.bodies)
+        alert_id = decoded.batch["alert_id"][0].as_py()
+        if outcome.rejected_by:
+            return {"alert_id": alert_id, "outcome": "rejected", "reason": outcome.rejected_by[0]}
+        row = outcome.kept.to_pylist()[0]
+        failed = [f"{failure.step}: {failure.error}" for failure in outcome.failures]
+        scores = {name: score_of(row[name]) for name in self.settings.models if row.get(name)}
+        steps = {step.name: row[step.name] for step in self._pipeline(survey).steps if step.kind != "cut"}
+        reason = "; ".join(failed) or None
+        return {
+            "alert_id": alert_id,
+            "outcome": "failed" if failed else "scored",
+            "reason": reason,
+            "scores": scores,
+            "columns": steps,
+        }
+
+    def _pipeline(self, survey: str) -> Pipeline:
+        if survey not in self.pipelines:
+            self.pipelines[survey] = assemble.pipeline(self.settings, survey)
+        made = self.pipelines[survey]
+        known = [name for name in self.settings.models if self.asked.snapshot(name)]
+        newest = {name: self._newest(name) for name in known}
+        steps = {step.name: step for step in made.steps if step.name in newest}
+        return made.replaced({name: pinned(step, *reversed(newest[name])) for name, step in steps.items()})
+
+    def _newest(self, model: str) -> tuple[int, Any]:
+        row = self.asked.snapshot(model)
+        if row is None:
+            raise ArchiveError(f"model '{model}' has no snapshot yet: the trainer has not started")
+        with self._lock:
+            if self._loaded.get(model, (0, None))[0] != row["number"]:
+                self._loaded[model] = (row["number"], self.models.load(row["digest"]))
+            return self._loaded[model]
+
+
+def _named(classes: tuple[str, ...], probabilities: Any) -> dict[str, float]:
+    return dict(zip(classes, probabilities.tolist(), strict=True))
+
+
+@contextmanager
+def in_thread(settings: Settings) -> Iterator[str]:
+    """The service in a thread of this process; gives its URL."""
+    own = settings.service
+    port = free_port(own.host, own.port)
+    server = uvicorn.Server(uvicorn.Config(build(settings), host=own.host, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, name="service", daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.02)
+    try:
+        yield f"http://{own.host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(5.0)
+
+
+def free_port(host: str, wanted: int) -> int:
+    """The wanted port, or the next one that nobody listens on; 0 is any."""
+    for port in range(wanted, wanted + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise SettingsError(f"service.port = {wanted}: this and the next hundred ports of {host} are taken")

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from raybroker.cluster.heartbeat import Heartbeat
+
+
+def test_a_beat_is_read_back_and_an_old_one_is_a_problem(tmp_path: Path) -> None:
+    now = [1000.0]
+    heart = Heartbeat(tmp_path, lambda: now[0])
+    assert heart.problems() == ["the workers' supervisor was never heard"]
+    heart.beat({"lag": 3})
+    assert heart.read() == {"heartbeat": 1000.0, "lag": 3}
+    assert heart.problems() == []
+    now[0] += 20
+    assert heart.problems() == ["the workers' supervisor was last heard 20 s ago"]
+
+
+def test_what_keeps_a_worker_from_working_is_a_problem(tmp_path: Path) -> None:
+    heart = Heartbeat(tmp_path)
+    heart.beat({"troubles": {"ztf-0": "topic 'x' was made again"}})
+    assert heart.problems() == ["ztf-0: topic 'x' was made again"]
