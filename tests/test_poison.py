@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+
+from tests import delta_log
 
 KILLER, SLEEPER, FRAGILE = "ztf:697251922015015007", "ztf:697252382315010007", "ztf:697252386315015011"
 STEP = f'''
@@ -40,20 +39,12 @@ servers = "replay:{night}"
 workers = 1
 [turn]
 packets = 37
-deadline_seconds = 2.0
+deadline_seconds = 10.0
 [steps]
 on = ["basic", "poison"]
 """
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-
-def rows_of(table: Path) -> list[dict]:
-    paths = []
-    for entry in sorted((table / "_delta_log").glob("*.json")):
-        paths += [a["add"]["path"] for a in map(json.loads, entry.read_text().splitlines()) if "add" in a]
-    names = ["alert_id", "outcome", "reason", "offset", "poison"]
-    return pa.concat_tables(pq.ParquetFile(table / path).read(names) for path in paths).to_pylist()
 
 
 def test_the_packet_at_fault_is_dead_and_everything_else_is_scored(data: Path, tmp_path: Path) -> None:
@@ -64,11 +55,13 @@ def test_the_packet_at_fault_is_dead_and_everything_else_is_scored(data: Path, t
     command = [sys.executable, "-c", "from raybroker.cli.verbs import main; main()", "run", "--once"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
-    rows = rows_of(tmp_path / "archive" / "ztf" / "alerts")
+    rows = delta_log.rows(
+        tmp_path / "archive" / "ztf" / "alerts", ["alert_id", "outcome", "reason", "offset", "poison"]
+    )
     assert Counter(row["offset"] for row in rows) == Counter(range(498))
     assert Counter(row["outcome"] for row in rows) == {"scored": 495, "dead": 2, "failed": 1}
     dead = {row["reason"] for row in rows if row["outcome"] == "dead"}
-    assert dead == {"kills the worker", "overruns the deadline of 2 s"}
+    assert dead == {"kills the worker", "overruns the deadline of 10 s"}
     alive = {row["alert_id"] for row in rows}
     assert not {KILLER, SLEEPER} & alive
     (failed,) = [row for row in rows if row["outcome"] == "failed"]

@@ -7,7 +7,6 @@ watermarks, the Delta log and its Parquet files read as plain files, and the sha
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -22,8 +21,9 @@ from pathlib import Path
 import confluent_kafka as ck
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+
+from tests import delta_log
 
 NIGHTS = ("ztf_public_20181129", "ztf_public_20191231", "ztf_selected_20231018")
 SENT = 1048
@@ -95,25 +95,7 @@ def raybroker(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.wait()
 
 
-def live(table: Path) -> list[str]:
-    """The files of a Delta table as its log says, without any Delta library."""
-    live: dict[str, None] = {}
-    for entry in sorted((table / "_delta_log").glob("*.json")):
-        for action in map(json.loads, entry.read_text().splitlines()):
-            if "add" in action:
-                live[action["add"]["path"]] = None
-            if "remove" in action:
-                live.pop(action["remove"]["path"], None)
-    return list(live)
-
-
-def rows_of(table: Path) -> pa.Table:
-    names = ["partition", "offset", "outcome", "reason", "segment", "position", "alert_id", "night", "bright"]
-    return pa.concat_tables(pq.ParquetFile(table / path).read(names) for path in live(table))
-
-
-def count(table: Path) -> int:
-    return sum(pq.ParquetFile(table / path).metadata.num_rows for path in live(table))
+NAMES = ["partition", "offset", "outcome", "reason", "segment", "position", "alert_id", "night", "bright"]
 
 
 def wait_for(what, seconds: float, log: Path) -> None:  # type: ignore[no-untyped-def]
@@ -149,11 +131,11 @@ def night(kafka, data, tmp_path_factory):  # type: ignore[no-untyped-def]
     )
     table = folder / "archive" / "ztf" / "alerts"
     with raybroker(folder, "run") as process:
-        wait_for(lambda: count(table) >= 100, 180, folder / "log")
+        wait_for(lambda: delta_log.count(table) >= 100, 180, folder / "log")
         workers(process)[0].kill()
-        at_death = count(table)
+        at_death = delta_log.count(table)
         kept |= produce(kafka.servers, topic, rest)
-        wait_for(lambda: count(table) >= SENT, 180, folder / "log")
+        wait_for(lambda: delta_log.count(table) >= SENT, 180, folder / "log")
         time.sleep(1)  # whatever would come twice has time to come
     return kafka, topic, kept, folder, at_death
 
@@ -167,8 +149,8 @@ def test_every_offset_that_kafka_holds_is_one_row(night) -> None:  # type: ignor
     consumer = ck.Consumer({"bootstrap.servers": kafka.servers, "group.id": "books"})
     marks = {p: consumer.get_watermark_offsets(ck.TopicPartition(topic, p), timeout=10) for p in range(4)}
     consumer.close()
-    rows = rows_of(folder / "archive" / "ztf" / "alerts")
-    have = Counter(zip(rows["partition"].to_pylist(), rows["offset"].to_pylist(), strict=True))
+    rows = delta_log.rows(folder / "archive" / "ztf" / "alerts", NAMES)
+    have = Counter((row["partition"], row["offset"]) for row in rows)
     assert sum(high - low for low, high in marks.values()) == SENT == len(kept)
     assert have == Counter(
         {(p, offset): 1 for p, (low, high) in marks.items() for offset in range(low, high)}
@@ -176,7 +158,7 @@ def test_every_offset_that_kafka_holds_is_one_row(night) -> None:  # type: ignor
 
 
 def test_the_outcomes_add_up_and_are_what_the_cuts_say(night) -> None:  # type: ignore[no-untyped-def]
-    rows = rows_of(night[3] / "archive" / "ztf" / "alerts").to_pylist()
+    rows = delta_log.rows(night[3] / "archive" / "ztf" / "alerts", NAMES)
     outcomes = Counter(row["outcome"] for row in rows)
     assert sum(outcomes.values()) == SENT
     assert set(outcomes) == {"scored", "rejected"}
@@ -186,7 +168,7 @@ def test_the_outcomes_add_up_and_are_what_the_cuts_say(night) -> None:  # type: 
 
 def test_every_packet_is_given_back_byte_for_byte(night) -> None:  # type: ignore[no-untyped-def]
     _, _, kept, folder, _ = night
-    rows = rows_of(folder / "archive" / "ztf" / "alerts").to_pylist()
+    rows = delta_log.rows(folder / "archive" / "ztf" / "alerts", NAMES)
     found = {(row["partition"], row["offset"]): read_back(folder / "archive" / "ztf", row) for row in rows}
     assert found == kept
 
@@ -209,6 +191,6 @@ def test_each_output_is_sent_once(night) -> None:  # type: ignore[no-untyped-def
         quiet = 0 if messages else quiet + 1
         sent.update(message.key().decode() for message in messages)
     consumer.close()
-    rows = rows_of(folder / "archive" / "ztf" / "alerts").to_pylist()
+    rows = delta_log.rows(folder / "archive" / "ztf" / "alerts", NAMES)
     assert sent == Counter(row["alert_id"] for row in rows if row["bright"])
     assert sent

@@ -25,6 +25,7 @@ class Heartbeat:
 
     def beat(self, told: Mapping[str, Any]) -> None:
         """Write it whole: no reader sees half of it."""
+        self.root.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(".running.json.partial")
         partial.write_text(json.dumps({"heartbeat": self.clock(), **told}), encoding="utf-8")
         partial.replace(self.path)
