@@ -44,10 +44,17 @@ class Client:
             raise RaybrokerError(_message(response))
         return response.json()
 
-    def label(self, alert_id: str, label: str, model: str = "", query: dict[str, Any] | None = None) -> str:
+    def label(
+        self,
+        alert_id: str,
+        label: str,
+        model: str = "",
+        query: dict[str, Any] | None = None,
+        source: str = "cli",
+    ) -> str:
         """Send one label; a sentence about what became of it."""
         model = model or self._only_model()
-        body = {"event_id": uuid.uuid4().hex, "alert_id": alert_id, "model": model, "source": "cli"}
+        body = {"event_id": uuid.uuid4().hex, "alert_id": alert_id, "model": model, "source": source}
         body["label"] = None if label == "?" else label
         if query:
             body |= {"query_id": query["query_id"], "snapshot": query["snapshot"]}

@@ -12,7 +12,6 @@ import os
 import secrets
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ DISK_BYTES = 1_900_000_000  # then no more visits come
 VISIT_SECONDS = 13.0  # a third of Rubin's cadence: nobody wants to wait 39 s in a demo
 VISIT_ALERTS = 60
 LABEL_SECONDS = 0.5  # between two labels of the oracle
+ORACLE_LABELS = 30  # before the night counts as over
 REAL_CLASSES = ["real", "bogus"]
 ME = "demo"
 EMBEDDED = {
@@ -77,6 +77,7 @@ class Night:
     truth: Callable[[str], str] | None = None
     size: int = 0
     written: int = 0
+    labels: int = 0
     over: threading.Event = field(default_factory=threading.Event)
 
 
@@ -88,11 +89,14 @@ def run(wish: Wish, console: Console) -> None:
     folder = wish.folder / time.strftime("run-%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     console.print(
-        f"[bold]raybroker demo[/]: {night.name}, {night.size:,} alerts; kept in {folder}, {_disk(night, wish)}"
+        f"[bold]raybroker demo[/]: {night.name}, {night.size:,} alerts; kept in {folder}, {_disk(night, wish)}",
+        soft_wrap=True,
     )
     os.environ.setdefault(settings_file.TOKENS_VARIABLE, f"{ME}:{secrets.token_urlsafe(24)}")
     with embedded(console) as kafka, running.stop_signal() as stopped:
         settings = demo_settings(folder.resolve(), night, wish, kafka)
+        if settings.service.port != wish.port:
+            console.print(f"[yellow]port {wish.port} is taken; the page is at {settings.service.port}[/]")
         write = (lambda: _write(night, kafka, settings, wish, stopped)) if kafka else None
         _work(settings, night, wish, write, stopped, console)
 
@@ -118,7 +122,7 @@ def _work(
         if wish.oracle:
             _start(lambda: oracle(client, night, stopped))
         watch = running.Watch(console, Heartbeat(settings.archive.root))
-        running.follow(crew, console, lambda: stopped() or _finished(crew, night, write), watch)
+        running.follow(crew, console, lambda: stopped() or _finished(crew, night, wish, write), watch)
         console.print(running.summary(crew.tally))
         if not wish.exit and not stopped():
             console.print("the night is over; visits go on until Ctrl-C, and labels change their scores")
@@ -127,7 +131,10 @@ def _work(
         console.print(learned(client))
 
 
-def _finished(crew: running.Crew, night: Night, write: Any) -> bool:
+def _finished(crew: running.Crew, night: Night, wish: Wish, write: Any) -> bool:
+    """The night is read, and an oracle has had time to teach something."""
+    if wish.oracle and night.labels < ORACLE_LABELS:
+        return False
     if write is None:
         return crew.tally.received > 0 and crew.drained()
     return night.over.is_set() and crew.tally.received >= night.size
@@ -287,19 +294,11 @@ def oracle(client: Client, night: Night, stopped: Callable[[], bool]) -> None:
     assert night.truth is not None
     while not stopped():
         try:
-            queries = client.get("/queries", limit=1)["queries"]
-            for query in queries:
-                body = {"event_id": uuid.uuid4().hex, "alert_id": query["alert_id"], "model": query["model"]}
-                client.post(
-                    "/labels",
-                    body
-                    | {
-                        "label": night.truth(query["alert_id"]),
-                        "query_id": query["query_id"],
-                        "snapshot": query["snapshot"],
-                        "source": "oracle",
-                    },
+            for query in client.get("/queries", limit=1)["queries"]:
+                client.label(
+                    query["alert_id"], night.truth(query["alert_id"]), query["model"], query, "oracle"
                 )
+                night.labels += 1
         except RaybrokerError:
             pass  # the service is just starting or ending
         time.sleep(LABEL_SECONDS)

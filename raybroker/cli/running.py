@@ -106,6 +106,8 @@ def _service(settings: Settings, local: bool, serve: bool, console: Console) -> 
     else:
         from raybroker.cluster.serve import started as start
     with start(settings) as url:
+        if not url.endswith(f":{settings.service.port}"):
+            console.print(f"[yellow]port {settings.service.port} is taken[/]")
         console.print(f"serving at [bold]{url}[/] (API: {url}/docs)")
         yield
 
