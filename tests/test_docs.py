@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 import types
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from raybroker import checks, surveys
+from raybroker import checks, simulate, surveys
 from raybroker import settings as settings_file
 from raybroker.cli.template import template
+from raybroker.cluster.single import Single
 from raybroker.filters import where
+from raybroker.learning import strategies
 from raybroker.pipeline import plan
 from raybroker.settings import Settings
 from raybroker.step import Step, discover
+from raybroker.stream.replay import packets
+from raybroker.synthetic import Sky
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -28,18 +35,6 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| `([\w.]+)` \| (?:`(.*?)`|required) \|", re.MULTILINE)
 FILE = re.compile(r"\A# (\S+\.py)\n")
-TABLES = {
-    "steps",
-    "surveys",
-    "catalogues",
-    "filters",
-    "models",
-    "output",
-    "cds",
-    "archive",
-    "turn",
-    "learning",
-}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -89,15 +84,8 @@ def keys(table: type[BaseModel], before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def shown(default: Any) -> str:
-    """A default as the page writes it."""
-    if default is PydanticUndefined:
-        return ""
-    text = f'"{default}"' if isinstance(default, (str, Path)) else str(default).replace("'", '"')
-    return (
-        {"None": "null", "True": "true", "False": "false"}.get(text, text)
-        .replace("PosixPath(", "")
-        .replace('")', '"')
-    )
+    """A default as the page writes it; empty where the key is required."""
+    return "" if default is PydanticUndefined else json.dumps(default, default=str)
 
 
 def test_the_settings_page_has_every_key_with_its_default() -> None:
@@ -140,15 +128,72 @@ def with_columns(batch: pa.RecordBatch, needed: Step, steps: dict[str, Step]) ->
     return plan(before, batch.schema, "ztf").run(batch).kept if before else batch
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in pages_with("python") if FILE.search(blocks(p.values[0], "python")[0])]
-)
+PAGES_WITH_STEPS = [page for page in PAGES if "\n# steps/" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_STEPS, ids=name_of)
 def test_steps_in_the_pages_conform(page: Path, tmp_path: Path, ztf_packets) -> None:  # type: ignore[no-untyped-def]
     batch = surveys.load("ztf").decode(ztf_packets("selected_20231018")[:60]).batch
     steps = steps_of(page, tmp_path)
     assert steps
     for step in steps.values():
         checks.check_step(step, with_columns(batch, step, steps))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the tutorial leaves it: a simulated night in sky/, and the archive of a run over it."""
+    place = tmp_path_factory.mktemp("docs")
+    simulate.write_night(place / "sky", simulate.night(Sky.for_night(1, 120), 120, "20260901"))
+    tree = {
+        "archive": {"root": str(place / "raybroker-data")},
+        "surveys": {"ztf": {"servers": f"replay:{place / 'sky'}", "workers": 1}},
+        "steps": {"paths": []},
+    }
+    crew = Single(settings_file.parse(tree))
+    while not crew.drained():
+        crew.step()
+    crew.stop()
+    return place
+
+
+NEEDS_A_RUN = ("httpx", "confluent_kafka")
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_in_the_pages_runs(
+    page: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sky", "raybroker-data"):
+        (tmp_path / name).symlink_to(folder / name)
+    steps_of(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for text in blocks(page, "python"):
+        code = compile(text, f"{name_of(page)}", "exec")
+        if not text.startswith("# steps/") and not any(f"import {name}" in text for name in NEEDS_A_RUN):
+            exec(code, {"__name__": "page"})
+
+
+def test_the_archive_page_gives_every_packet_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = {}
+    exec(blocks(DOCS / "archive.md", "python")[0], found)
+    sent = Counter(packet.value for packet in packets(folder / "sky"))
+    assert Counter(found["packet_of"](found["ztf"], row) for row in found["rows"]) == sent
+    assert "'scored'" in capsys.readouterr().out
+
+
+def test_the_strategy_of_the_page_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_of(DOCS / "how-to" / "strategy.md", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    mixture = np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]])
+    features = pa.table({"basic.magnitude": [18.0, 18.0, 20.0]})
+    pool = strategies.Pool(("a", "b", "c"), ("x", "y", "z"), mixture[None], mixture, features)
+    ask = strategies.by_name("strategies:bright_and_unsure")
+    assert ask(pool, 2, np.random.default_rng(0)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("page", pages_with("toml"))
