@@ -76,14 +76,16 @@ class Pipeline:
         """What made the columns, as plain JSON."""
         return {
             "survey": self.survey,
-            "steps": [step.describe() for step in self.steps],
+            "steps": [json.loads(json.dumps(step.describe(), default=str)) for step in self.steps],
             "packages": packages(),
         }
 
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that name the plan."""
-        text = json.dumps(self.plan, sort_keys=True, default=str)
+        text = json.dumps(
+            self.plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def replaced(self, steps: Mapping[str, Step]) -> Pipeline:

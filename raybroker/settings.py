@@ -148,8 +148,8 @@ class ModelSettings(Table):
     @field_validator("classes")
     @classmethod
     def _distinct(cls, classes: list[str]) -> list[str]:
-        if len(set(classes)) < len(classes) or "snapshot" in classes:
-            raise ValueError("classes must differ from each other, and none may be called 'snapshot'")
+        if len({name.lower() for name in classes}) < len(classes) or "snapshot" in classes:
+            raise ValueError("classes must differ by more than case, and none may be called 'snapshot'")
         return classes
 
 

@@ -392,5 +392,7 @@ class _Front:
         record = {**self.record, "objectId": _letters(number), "candid": candid, "candidate": candidate}
         written = io.BytesIO()
         fastavro.schemaless_writer(written, self.schema, record)
-        value = containers.write_container(self.header, candid.to_bytes(16, "big"), written.getvalue() + self.rest)
+        value = containers.write_container(
+            self.header, candid.to_bytes(16, "big"), written.getvalue() + self.rest
+        )
         return Packet(value, self.topic, offset=number)

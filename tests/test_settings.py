@@ -58,7 +58,10 @@ def test_secrets_come_from_the_environment(file: Path, monkeypatch: pytest.Monke
             {"models": {"m": {"classes": ["a"]}}},
             "models.m.classes = ['a']: List should have at least 2 items",
         ),
-        ({"models": {"m": {"classes": ["a", "a"]}}}, "models.m.classes: classes must differ"),
+        (
+            {"models": {"m": {"classes": ["a", "a"]}}},
+            "models.m.classes: classes must differ by more than case",
+        ),
         (
             {"models": {"x": {"classes": ["a", "b"]}}, "filters": {"x": {"where": "ra > 1"}}},
             "every column has one name",

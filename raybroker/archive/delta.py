@@ -95,6 +95,9 @@ def grow(folder: Path, handle: DeltaTable, schema: pa.Schema) -> None:
                 handle.alter.add_columns(list(Schema.from_arrow(pa.schema(new)).fields))
             except CommitFailedError as error:
                 raise Conflict(str(error)) from error
+            except DeltaError as error:  # as for two names that differ in case alone
+                names = ", ".join(f"'{field.name}'" for field in new)
+                raise ArchiveError(f"the table at {folder} cannot take column {names}: {error}") from error
             handle.update_incremental()
             _sync_log(folder, before, handle.version())
 

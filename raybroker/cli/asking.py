@@ -95,8 +95,10 @@ def session(desk: Client, model: str, console: Console) -> None:
             return
         if answer in keys:
             console.print(desk.label(query["alert_id"], keys[answer], model, query))
-        else:
+        elif answer == "s":
             skipped.add(query["query_id"])
+        else:
+            console.print(f"'{answer}' is none of the keys")
     console.print("nothing more to label now")
 
 

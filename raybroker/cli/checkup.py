@@ -36,6 +36,7 @@ def _short(value: object, most: int = 40) -> str:
 def problems(settings: Settings, tell: Tell) -> list[str]:
     """A sentence per problem, with its mend; `tell` hears of what is well."""
     checks = [
+        ("settings", lambda: assemble.check(settings) or "plans and models can be built"),
         *_streams(settings),
         ("archive", lambda: _archive(settings)),
         ("catalogues", lambda: _catalogues(settings)),

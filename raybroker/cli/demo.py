@@ -76,7 +76,7 @@ class Night:
     classes: list[str]
     truth: Callable[[str], str] | None = None
     size: int = 0
-    written: int = 0
+    error: RaybrokerError | None = None
     labels: int = 0
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -133,6 +133,8 @@ def _work(
 
 def _finished(crew: running.Crew, night: Night, wish: Wish, write: Any) -> bool:
     """The night is read, and an oracle has had time to teach something."""
+    if night.error is not None:
+        raise night.error
     if wish.oracle and night.labels < ORACLE_LABELS:
         return False
     if write is None:
@@ -257,15 +259,17 @@ def _write(
     """The night as fast as it is read, then visits; never more than the embedded Kafka keeps."""
     consumed = GroupPositions(kafka, settings.surveys["ztf"].group)
     producer = PacedProducer(kafka, consumed)
-    for packet in night.packets():
-        producer.send(TOPIC, packet)
-        night.written += 1
-        if stopped():
-            return
-    producer.flush()
-    night.over.set()
-    if not wish.exit:
-        _visit(night, producer, settings.archive.root, stopped)
+    try:
+        for packet in night.packets():
+            producer.send(TOPIC, packet)
+            if stopped():
+                return
+        producer.flush()
+        night.over.set()
+        if not wish.exit:
+            _visit(night, producer, settings.archive.root, stopped)
+    except RaybrokerError as error:
+        night.error = error
 
 
 def _visit(night: Night, producer: PacedProducer, folder: Path, stopped: Callable[[], bool]) -> None:

@@ -32,6 +32,8 @@ def replay(
     paths: list[str], servers: str, topic: str, pace: night.Pace, partitions: int, console: Console
 ) -> None:
     """All packets of all paths, in order, into one topic."""
+    for path in paths:
+        night.files(path)  # said before a topic is made
     Cluster(servers, {}).create([topic], partitions)
     producer = Producer(servers)
     with Progress(console=console, transient=True) as progress:

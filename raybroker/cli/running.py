@@ -51,6 +51,8 @@ def run(settings: Settings, once: bool, local: bool, console: Console, report: P
             "surveys: no survey is configured; `raybroker init ztf` writes a settings file with one"
         )
     assemble.check(settings)
+    for name in settings.surveys:
+        assemble.table(settings, assemble.pipeline(settings, name))
     if once:
         _reach(settings)
     with stop_signal() as stopped, working(settings, local, serve=not once, console=console) as crew:
@@ -73,7 +75,7 @@ def _reach(settings: Settings) -> None:
 def working(settings: Settings, local: bool, serve: bool, console: Console) -> Iterator[Crew]:
     """Crew and service, started and, at the end, stopped in order."""
     compacting = Compacting(settings)
-    with _crew(settings, local) as crew, _service(settings, local, serve, console), compacting:
+    with _crew(settings, local, console) as crew, _service(settings, local, serve, console), compacting:
         try:
             yield crew
         finally:
@@ -81,7 +83,7 @@ def working(settings: Settings, local: bool, serve: bool, console: Console) -> I
 
 
 @contextmanager
-def _crew(settings: Settings, local: bool) -> Iterator[Crew]:
+def _crew(settings: Settings, local: bool, console: Console) -> Iterator[Crew]:
     if local:
         from raybroker.cluster.single import Single
 
@@ -89,6 +91,10 @@ def _crew(settings: Settings, local: bool) -> Iterator[Crew]:
         return
     from raybroker.cluster import supervisor
 
+    workers = sum(own.workers for own in settings.surveys.values())
+    console.print(
+        f"starting Ray, {workers} worker{'s' if workers > 1 else ''}, and the trainer (up to a minute)"
+    )
     supervisor.start_ray(settings)
     try:
         yield supervisor.Supervisor(settings)

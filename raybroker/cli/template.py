@@ -47,13 +47,13 @@ paths = ["steps"]                       # your own steps: any .py file in this f
 # [catalogues.gcvs]                     # each alert is matched to its nearest source
 # file = "gcvs.parquet"                 # CSV, Parquet or FITS; sorted once into the archive
 # radius_arcsec = 1.5
-# columns = ["type"]
+# columns = ["VarType"]
 
 [cds]
 simbad = false                          # SIMBAD through the CDS X-match service, in bulk
 
 [models.transient]                      # a model that learns from your labels while the night goes on
-classes = ["supernova", "AGN", "variable star", "bogus"]
+classes = ["supernova", "agn", "variable_star", "bogus"]
 columns = ["basic.*", "early.*"]        # what it learns from: numbers that steps give
 strategy = "margin"                     # what to ask next: margin, uncertainty, entropy, random, or package.module:function
 

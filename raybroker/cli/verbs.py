@@ -160,6 +160,8 @@ def label(
     from raybroker.cli import asking
 
     desk = asking.Client(url, token)
+    if alert and not class_:
+        raise SettingsError(f"label {alert}: which class? Give it after the id, '?' for can't tell")
     if alert and class_:
         out.print(desk.label(alert, class_, model))
     else:
@@ -176,6 +178,7 @@ def problem(error: Exception) -> int:
 def main(arguments: list[str] | None = None) -> Any:
     """The program: `RaybrokerError`s become messages, everything else is ours to mend and shows its trace."""
     logging.basicConfig(level=os.environ.get("RAYBROKER_LOG", "WARNING"), format="%(levelname)s %(message)s")
+    sys.path.insert(0, os.getcwd())  # for strategies and models of one's own, as `python -m` does
     try:
         app(arguments)
     except RaybrokerError as error:

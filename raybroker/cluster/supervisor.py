@@ -216,6 +216,8 @@ class Supervisor:
         taken = _ready(seat.taken)
         if isinstance(error, RaybrokerError):  # the stream or the archive, not a packet
             self.troubles[seat.name] = _last_line(error)
+        elif not seat.pid:
+            self.troubles[seat.name] = f"cannot start: {_last_line(error)}"
         elif seat.survey:
             why = reason if died else f"stops the worker: {_last_line(error)}"
             self.cautions[seat.survey].lost(taken, why)  # type: ignore[index]
@@ -227,7 +229,7 @@ class Supervisor:
         self.tally.deaths += 1
         wait = BACK_OFF[min(seat.deaths, len(BACK_OFF) - 1)]
         seat.deaths += 1
-        seat.drained = False
+        seat.drained, seat.pid = False, 0
         seat.actor, seat.taken, seat.answer, seat.free_from = None, None, None, time.monotonic() + wait
 
     def _overdue(self) -> None:

@@ -277,6 +277,7 @@ class Trainer:
             pupil.hear(label)
             pupil.learn(label, self._asked_of(pupil, label))
         new.number, new.digest, new.lessons = row["number"], row["digest"], len(pupil.lessons)
+        new.released = new.number  # by whoever was before us, or with the next change
 
     def _recall_queries(self) -> None:
         last: dict[str, dict[str, Any]] = {}
@@ -299,7 +300,7 @@ class Trainer:
         """A last release, and the registry's queue emptied as far as it goes in a few seconds."""
         self.release("the end of the run")
         if self.registry is not None:
-            self.registry.close(5.0)
+            self.registry.close(7.0)
 
 
 QUERY_FIELDS = (

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -39,6 +39,7 @@ from raybroker.stream.packets import Place, Sink, Source
 from raybroker.surveys import Survey
 
 Key = tuple[str, int]
+HINT_SECONDS = 2.0
 
 
 class Books:
@@ -72,6 +73,11 @@ class Books:
         rows = rows.filter(of_place(rows, place)).filter(pc.field("offset") >= first)
         known = {name: topic for name, topic in self.topics.items() if name in rows.schema.names}
         self.route(rows, {place: position}, known)
+
+    def positions(self, places: Iterable[Place]) -> dict[Place, int]:
+        """The archive's positions of these places, as far as it has any."""
+        known = {place: self.expected.get(place.app_id) for place in places}
+        return {place: position for place, position in known.items() if position is not None}
 
     def commit(self, rows: pa.Table, after: Mapping[Place, int]) -> None:
         """One commit: the rows and the new positions. FencedError where another worker was first."""
@@ -153,6 +159,7 @@ class Worker:
         self._packets: list[Packet] = []
         self._recent: dict[Key, Recent] = {}
         self._clock = Clock()
+        self._hinted = 0.0
 
     def turn(
         self, limit: int | None = None, dead: Mapping[tuple[str, int, int], str] | None = None
@@ -184,6 +191,7 @@ class Worker:
         """The second half: everything from segment to commit, for the packets that `take` polled."""
         packets, self._packets = self._packets, []
         if not packets:
+            self._hint_again()
             return Report(
                 lag=self.source.lag(),
                 drained=self._drained(),
@@ -279,6 +287,12 @@ class Worker:
             seconds=dict(self._clock.seconds),
             cpu_seconds=dict(self._clock.cpu_seconds),
         )
+
+    def _hint_again(self) -> None:
+        """While nothing comes, tell the stream where we are: a hint may be lost when partitions change hands."""
+        if time.monotonic() - self._hinted >= HINT_SECONDS:
+            self._hinted = time.monotonic()
+            self.source.commit(self.books.positions(self.source.places.values()))
 
     def _drained(self) -> bool:
         try:

@@ -102,6 +102,8 @@ class Follower:
         """Why the view may be behind the archive; empty if it is not."""
         if self.error:
             return [f"the archive cannot be followed: {self.error}"]
+        if not self.last_look:
+            return ["the archive was not looked at yet"]
         age = self.clock() - self.last_look
         return [f"the archive was last looked at {age:.0f} s ago"] if age > 5 else []
 

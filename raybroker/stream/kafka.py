@@ -31,7 +31,7 @@ __all__ = ["KafkaSink", "KafkaSource", "Producer", "reach", "refuse_recreated"]
 AT_ONCE = 400  # messages per call: more of them starve the callbacks
 DEFAULTS: dict[str, Any] = {
     "fetch.queue.backoff.ms": 20,  # the default of 1 s starves a bounded queue: 410 messages/s against 7,000
-    "queued.max.messages.kbytes": 65_536,
+    "queued.max.messages.kbytes": 16_384,  # 65_536 is not faster and takes 40 MB more
     "topic.metadata.refresh.interval.ms": 30_000,  # how soon a pattern sees the new night's topic
     "partition.assignment.strategy": "cooperative-sticky",
     "session.timeout.ms": 10_000,  # how long the partitions of a killed worker wait for another

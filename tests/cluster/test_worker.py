@@ -8,7 +8,7 @@ import pytest
 
 from raybroker import alerts
 from raybroker.alerts import Packet
-from raybroker.archive import compact, segments
+from raybroker.archive import compact, provenance, segments
 from raybroker.archive.lookup import Lookup
 from raybroker.cluster import worker as module
 from raybroker.filters.where import where
@@ -210,3 +210,16 @@ def test_turns_of_dead_packets_alone_stop_neither_workers_nor_compaction(tmp_pat
     assert successor.turn(limit=10).alerts == 10
     compact.compact(tmp_path / "ztf" / "alerts")
     assert worker(tmp_path, given).turn().alerts == 10
+
+
+def test_the_plan_that_a_row_names_is_the_one_that_is_stored() -> None:
+    made = pipeline(where("positive", "flux > 0"))
+    assert provenance.digest_of(made.plan) == made.digest
+
+
+def test_while_nothing_comes_the_hint_is_given_again(tmp_path: Path, packets) -> None:  # type: ignore[no-untyped-def]
+    made = worker(tmp_path, packets[:20])
+    made.turn()
+    made.source.committed.clear()  # lost, as when partitions change hands
+    made.turn()
+    assert sorted(made.source.committed.values()) == [10, 10]
