@@ -160,10 +160,13 @@ def live(handle: DeltaTable) -> list[File]:
     actions = pa.table(handle.get_add_actions()).select(
         ["path", "size_bytes", "modification_time", "num_records", "min", "max"]
     )
-    return [
-        File(*head, _known(least), _known(most))
-        for *head, least, most in (r.values() for r in actions.to_pylist())
-    ]
+    return [_file(*row.values()) for row in actions.to_pylist()]
+
+
+def _file(
+    path: str, size: int, written_ms: int, rows: int, least: Mapping[str, Any], most: Mapping[str, Any]
+) -> File:
+    return File(path, size, written_ms, rows, _known(least), _known(most))
 
 
 def _known(bounds: Mapping[str, Any] | None) -> dict[str, Any]:
