@@ -46,6 +46,8 @@ LABEL_SECONDS = 0.5  # between two labels of the oracle
 ORACLE_LABELS = 30  # before the night counts as over
 REAL_CLASSES = ["real", "bogus"]
 ME = "demo"
+VISITS = "visits go on until Ctrl-C, and labels change their scores"
+NO_VISITS = "without Kafka no visits follow, but labels are learned until Ctrl-C"
 EMBEDDED = {
     "auto.offset.reset": "error",  # the embedded Kafka drops old packets in silence: that must be seen
     "partition.assignment.strategy": "range",  # it knows no cooperative rebalancing
@@ -125,7 +127,7 @@ def _work(
         running.follow(crew, console, lambda: stopped() or _finished(crew, night, wish, write), watch)
         console.print(running.summary(crew.tally))
         if not wish.exit and not stopped():
-            console.print("the night is over; visits go on until Ctrl-C, and labels change their scores")
+            console.print(f"the night is over; {VISITS if write else NO_VISITS}")
             running.follow(crew, console, stopped, watch)
             console.print(running.summary(crew.tally))
         console.print(learned(client))
