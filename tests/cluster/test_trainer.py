@@ -217,3 +217,17 @@ def test_a_hundred_labels_tell_supernovae_from_the_rest_on_objects_never_labelle
     supernova = [simulate.truth(SKY, one.alert_id) == "supernova" for one in rest]
     assert len(rest) == len(scores)
     assert roc_auc_score(supernova, scores) >= 0.85
+
+
+def test_a_label_withdrawn_before_any_snapshot_is_not_learned_by_the_next_trainer(root: Path) -> None:
+    made = trainer(root)
+    made.turn()
+    before = digest(made)
+    query = open_queries(root)[0]
+    wrong = answer(root, query, truth(query))
+    answer(root, query, None, replaces=wrong, withdrawn=True)
+    made.turn()
+    assert digest(made) == before
+    again = trainer(root)
+    again.turn()
+    assert digest(again) == before
