@@ -52,12 +52,14 @@ class Books:
         self, table: AlertsTable, sink: Sink | None = None, topics: Mapping[str, str] | None = None
     ) -> None:
         self.table, self.sink, self.topics = table, sink, dict(topics or {})
+        self.assigned: set[Key] = set()  # since whoever looks last emptied it
         self.expected: dict[str, int | None] = {}  # by app id: what the archive must hold when we commit next
 
     def start(self, places: Sequence[Place]) -> Mapping[Place, int]:
         """Take these places over: fence whoever had them, send what was left unsent, and say where to read on."""
         topics = sorted({(place.cluster, place.topic, place.topic_id) for place in places})
         note_topics(self.table.folder.parent.parent, topics, datetime.now(UTC))
+        self.assigned.update((place.topic, place.partition) for place in places)
         emitted = self.sink.emitted(places) if self.sink else {}
         stored = self.table.positions([place.app_id for place in places])
         self.expected.update({place.app_id: stored.get(place.app_id) for place in places})
@@ -254,6 +256,8 @@ class Worker:
 
     def _fresh(self, batch: pa.RecordBatch) -> np.ndarray:
         """False for an alert id that this partition has already given."""
+        while self.books.assigned:  # what another worker read of it meanwhile is not known here
+            self._recent.pop(self.books.assigned.pop(), None)
         keys = list(zip(batch["topic"].to_pylist(), batch["partition"].to_pylist(), strict=True))
         ids, fresh = np.array(batch["alert_id"].to_pylist(), dtype=object), np.ones(len(keys), bool)
         for key in dict.fromkeys(keys):

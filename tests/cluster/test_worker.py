@@ -223,3 +223,14 @@ def test_while_nothing_comes_the_hint_is_given_again(tmp_path: Path, packets) ->
     made.source.committed.clear()  # lost, as when partitions change hands
     made.turn()
     assert sorted(made.source.committed.values()) == [10, 10]
+
+
+def test_a_partition_that_comes_back_is_known_with_what_another_worker_read_of_it(
+    tmp_path: Path, packets
+) -> None:  # type: ignore[no-untyped-def]
+    again = placed([*packets[:30], *packets[20:25]], partitions=1)
+    first = worker(tmp_path, again)
+    first.turn(limit=10)
+    worker(tmp_path, again).turn(limit=20)
+    first.source.rewind()
+    assert first.turn().outcomes == {"duplicate": 5}
