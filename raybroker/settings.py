@@ -72,8 +72,8 @@ class SurveySettings(Table):
 class TurnSettings(Table):
     """When a turn ends: the first of these that is reached."""
 
-    seconds: Positive = 1.0
-    megabytes: Positive = 64.0
+    seconds: Positive = 0.5
+    megabytes: Positive = 16.0
     packets: Count = 10_000
     batch: Count = 400  # packets decoded together
     deadline_seconds: Positive = 60.0

@@ -34,8 +34,8 @@ REST = """
 root = "raybroker-data"                 # everything that is received, computed and learned is kept here
 
 [turn]                                  # a worker commits when the first of these is reached
-seconds = 1.0
-megabytes = 64.0
+seconds = 0.5
+megabytes = 16.0
 deadline_seconds = 60.0                 # a worker that overruns it is replaced, and the packet at fault found
 
 [steps]
