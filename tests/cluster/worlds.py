@@ -42,4 +42,6 @@ def worker(
     made = made or pipeline()
     table = AlertsTable(root, "ztf", row_schema(made.columns))
     books = Books(table, sink, {name: f"raybroker.{name}" for name in made.filters})
-    return Worker(ZTF, made, MemorySource(packets, books.start), books, TurnSettings(batch=batch, megabytes=64))
+    return Worker(
+        ZTF, made, MemorySource(packets, books.start), books, TurnSettings(batch=batch, megabytes=64)
+    )
