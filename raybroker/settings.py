@@ -131,19 +131,40 @@ class OutputSettings(Table):
     kafka: Options = {}
 
 
+class ChallengerSettings(Table):
+    """Another configuration of a model, which learns the same labels and takes over if it proves better."""
+
+    members: Annotated[list[str], Field(min_length=1)]
+    columns: list[str] = []  # empty: the model's own
+    window: Count = 2_000
+    seed: int = 0
+
+
 class ModelSettings(Table):
     """One model that learns from labels."""
 
-    task: Literal["classify"] = "classify"
-    classes: Annotated[list[str], Field(min_length=2)]
+    task: Literal["classify", "anomaly"] = "classify"
+    classes: Annotated[list[str], Field(min_length=2)] = [
+        "interesting",
+        "ordinary",
+    ]  # the default of "anomaly"
+    raw: dict[str, list[str]] = {}  # class: the raw labels ([labels] classes) that mean it
     columns: list[str] = ["basic.*"]
     members: Annotated[list[str], Field(min_length=1)] = ["softmax", "naive_bayes", "forest"]
+    window: Count = 2_000  # labels that the refitted member learns from
     strategy: str = "margin"
     queries: Count = 10  # how many stand open
+    budget: Annotated[int, Field(ge=0)] = 0  # answers asked for in one night; 0: as many as people give
     random_share: Share = 0.1
     pool: Count = 5_000
+    arrival: str = "all"  # what may enter the pool: all, or "split", which decides when an alert arrives
+    arrival_share: Share = 0.1  # of the stream that "split" lets in
+    oldest_days: Positive = 30.0  # older alerts are not asked
+    faintest: float | None = None  # magnitude; fainter alerts are not asked
+    claim_minutes: Positive = 10.0  # for so long nobody else is asked what somebody looks at
     thinning_days: Annotated[float, Field(ge=0)] = 5.0
     seed: int = 0
+    challengers: dict[Name, ChallengerSettings] = {}
 
     @field_validator("classes")
     @classmethod
@@ -151,6 +172,48 @@ class ModelSettings(Table):
         if len({name.lower() for name in classes}) < len(classes) or "snapshot" in classes:
             raise ValueError("classes must differ by more than case, and none may be called 'snapshot'")
         return classes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_task(cls, given: Any) -> Any:
+        """An anomaly model has defaults of its own; a classifier must name its classes."""
+        if isinstance(given, Mapping) and given.get("task") == "anomaly":
+            return {"members": ["aad"], "strategy": "top", **given}
+        if isinstance(given, Mapping) and "classes" not in given:
+            raise ValueError('classes: a model needs at least two, such as ["SN", "other"]')
+        return given
+
+    @model_validator(mode="after")
+    def _known_targets(self) -> ModelSettings:
+        if unknown := [name for name in self.raw if name not in self.classes]:
+            near = did_you_mean(unknown[0], self.classes)
+            raise ValueError(f"raw.{unknown[0]}: no class '{unknown[0]}'{near}; there are {self.classes}")
+        if self.task == "anomaly" and len(self.classes) != 2:
+            raise ValueError("classes: an anomaly model has two, the wanted one first")
+        return self
+
+
+class CatalogueLabelsSettings(Table):
+    """Labels that come from a catalogue instead of a person."""
+
+    file: Path | None = None  # TNS: its public objects as CSV; none: `column` is read from the alerts
+    column: str = ""  # such as "simbad.otype"
+    radius_arcsec: Positive = 2.0
+    delay_days: Annotated[float, Field(ge=0)] = 0.0  # after the alert, before the label is given
+    classes: Annotated[
+        dict[str, str], Field(min_length=1)
+    ]  # the catalogue's type: a raw label, or a model's class
+    model: str = ""  # empty: raw labels, for every model that knows them
+
+
+class LabelsSettings(Table):
+    """What people may say, and whose word holds."""
+
+    classes: list[
+        str
+    ] = []  # raw labels, which models translate by their `raw`; empty: each model has its own
+    rule: Literal["newest", "first", "majority", "agreed"] = "newest"  # where people disagree
+    catalogues: dict[Name, CatalogueLabelsSettings] = {}
 
 
 class LearningSettings(Table):
@@ -197,6 +260,7 @@ class Settings(Table):
     filters: dict[Name, FilterSettings] = {}
     output: OutputSettings = OutputSettings()
     models: dict[Name, ModelSettings] = {}
+    labels: LabelsSettings = LabelsSettings()
     learning: LearningSettings = LearningSettings()
     mlflow: MlflowSettings = MlflowSettings()
     service: ServiceSettings = ServiceSettings()

@@ -11,7 +11,7 @@ FLOORS = [
     {"surveys", "cuts", "crossmatch", "features", "scores", "filters"},
     {"pipeline", "checks", "simulate", "synthetic"},
     {"stream", "archive", "learning"},
-    {"cluster", "service"},
+    {"cluster", "service", "protocols"},
     {"cli"},
 ]
 STRANGERS = [1, 3]  # floors whose rooms do not know each other
@@ -20,6 +20,8 @@ HOMES = {
     "mlflow": {"learning/registry.py"},
     "modAL": {"learning/strategies.py"},
     "river": {"learning", "scores"},
+    "coniferest": {"learning/outliers.py"},
+    "sklearn": {"learning", "protocols"},
     "deltalake": {"archive"},
     "ray": {"cluster/supervisor.py", "cluster/serve.py", "cluster/batch.py"},
 }

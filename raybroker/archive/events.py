@@ -56,12 +56,16 @@ QUERIES = pa.schema(
         ("rank", pa.int32()),
         ("snapshot", pa.int64()),
         ("mjd", pa.float64()),  # of the alert
+        ("ra", pa.float64()),
+        ("dec", pa.float64()),
+        ("magnitude", pa.float64()),  # of |flux|
         ("features", pa.map_(pa.string(), pa.float64())),  # as they were when the question was asked
         ("classes", pa.list_(pa.string())),  # the order of the probabilities
         ("probabilities", pa.list_(MEMBER)),
         ("claim", pa.string()),  # who is looking at it now
+        ("until", TIME),  # then the claim ends
         ("when", TIME),
-        ("state", pa.string()),  # open, answered or withdrawn
+        ("state", pa.string()),  # open, claimed, answered or withdrawn
     ]
 )
 SNAPSHOTS = pa.schema(
@@ -78,6 +82,9 @@ SNAPSHOTS = pa.schema(
         ),  # event ids heard since the parent, in that order; all of them if it is 0
         ("when", TIME),
         ("release", pa.string()),  # the MLflow run, where it is one
+        ("metrics", pa.map_(pa.string(), pa.float64())),  # measured before learning: see docs/learning.md
+        ("reference", pa.string()),  # digest of the sample that an anomaly forest grew on
+        ("configuration", pa.string()),  # which challenger's, once one has taken over; empty: the model's own
     ]
 )
 ANNOTATIONS = pa.schema(
