@@ -48,6 +48,14 @@ def test_any_alert_by_id(lookup: Lookup, night_rows: pa.Table) -> None:
         }
 
 
+def test_many_alerts_in_one_scan_each_as_it_came_first(lookup: Lookup, night_rows: pa.Table) -> None:
+    wanted = night_rows.slice(20, 60).to_pylist()  # some of these came again, as duplicates
+    found = lookup.alerts([row["alert_id"] for row in wanted] + ["ztf:1"], ["mjd", "outcome", "nothing"])
+    assert found == {
+        row["alert_id"]: {name: row[name] for name in ("alert_id", "mjd", "outcome")} for row in wanted
+    }
+
+
 def test_any_packet_by_alert_id(
     lookup: Lookup, night_rows: pa.Table, night_packets: tuple[Packet, ...]
 ) -> None:
