@@ -38,7 +38,7 @@ TRAITS: Mapping[str, tuple[tuple[float, ...], float]] = {
     "wander": ((-0.57, -0.555, -0.505, -0.46), 0.3),  # log10 of the restless part of the flux
     "level": ((1.0, 0.76, 0.65, 0.38), 0.2),  # of the steady part, where there is one
     "positive": ((1.23, 0.6, -0.05, 0.02), 1.0),  # latent: brighter than the template where above zero
-    "quality": ((2.4, 2.1, 1.75, 1.2), 0.7),  # logit of the reliability
+    "quality": ((2.25, 2.05, 1.85, 1.45), 0.7),  # logit of the reliability
 }
 STREAMS = {name: number for number, name in enumerate(TRAITS, start=100)}
 CYCLE = 120.0  # days from one supernova at a place to the next

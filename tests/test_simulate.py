@@ -146,14 +146,23 @@ def test_a_night_is_written_as_the_survey_archives_it(tmp_path: Path) -> None:
 # --- what can be learned --------------------------------------------------------------------------------------
 
 
+Kept = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
+
+
 @pytest.fixture(scope="module")
-def kept() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def kept() -> Kept:
+    """ZTF's, past its cuts."""
+    return learnable("ztf", 5000)
+
+
+def learnable(survey: str, count: int) -> Kept:
     """Features, classes and objects of the alerts of a night that pass the cuts, through the real decoder."""
-    sky = Sky.for_night(seed=8, alerts=5000)
-    packets, told = flat(list(simulate.night(sky, 5000, DATE, cutouts=False)))
-    batch = surveys.load("ztf").decode(packets).batch
-    own = batch["ztf"]
-    good = (alerts.values(own, "rb") >= 0.55) & (alerts.values(own, "nbad") == 0)
+    sky = Sky.for_night(seed=8, alerts=count)
+    packets, told = flat(list(simulate.night(sky, count, DATE, survey=survey, cutouts=False)))
+    batch = surveys.load(survey).decode(packets).batch
+    own, good = batch[survey], np.ones(len(batch), bool)
+    if survey == "ztf":
+        good = (alerts.values(own, "rb") >= 0.55) & (alerts.values(own, "nbad") == 0)
     columns = {name: batch[name] for name in batch.schema.names}
     features: dict[str, np.ndarray] = {}
     for step in (basic, early, lightcurve):
@@ -170,8 +179,9 @@ def test_every_class_passes_the_cuts_often_enough(kept: Any) -> None:
     assert all(0.15 < share < 0.4 for share in shares)
 
 
-def test_no_single_feature_separates_two_classes(kept: Any) -> None:
-    features, classes, _ = kept
+@pytest.mark.parametrize("survey", ["ztf", "rubin"])
+def test_no_single_feature_separates_two_classes(survey: str, request: pytest.FixtureRequest) -> None:
+    features, classes, _ = request.getfixturevalue("kept") if survey == "ztf" else learnable(survey, 3000)
     too_good = {}
     for (name, values), (a, b) in itertools.product(
         features.items(), itertools.combinations(range(len(CLASSES)), 2)
