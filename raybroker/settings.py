@@ -150,7 +150,7 @@ class ModelSettings(Table):
     ]  # the default of "anomaly"
     raw: dict[str, list[str]] = {}  # class: the raw labels ([labels] classes) that mean it
     columns: list[str] = ["basic.*"]
-    members: Annotated[list[str], Field(min_length=1)] = ["softmax", "naive_bayes", "forest"]
+    members: Annotated[list[str], Field(min_length=1)] = ["softmax", "naive_bayes", "forest", "window"]
     window: Count = 2_000  # labels that the refitted member learns from
     strategy: str = "margin"
     queries: Count = 10  # how many stand open
@@ -197,7 +197,7 @@ class CatalogueLabelsSettings(Table):
     """Labels that come from a catalogue instead of a person."""
 
     file: Path | None = None  # TNS: its public objects as CSV; none: `column` is read from the alerts
-    column: str = ""  # such as "simbad.otype"
+    column: str = ""  # such as "simbad.main_type"
     radius_arcsec: Positive = 2.0
     delay_days: Annotated[float, Field(ge=0)] = 0.0  # after the alert, before the label is given
     classes: Annotated[

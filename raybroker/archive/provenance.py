@@ -35,9 +35,14 @@ def load(root: Path, digest: str) -> dict[str, Any]:
     return found
 
 
+def name_of(content: bytes) -> str:
+    """What a model's state is kept under: its sha256 in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def put(root: Path, content: bytes) -> str:
     """Keep a model's state; returns its sha256 in hex. It is on the disk when this returns."""
-    digest = hashlib.sha256(content).hexdigest()
+    digest = name_of(content)
     durable.write_once(_path(root, "models", digest), lambda: content)
     return digest
 
@@ -45,7 +50,7 @@ def put(root: Path, content: bytes) -> str:
 def get(root: Path, digest: str) -> bytes:
     """A model's state, its bytes checked against the digest."""
     content = _read(_path(root, "models", digest))
-    if hashlib.sha256(content).hexdigest() != digest:
+    if name_of(content) != digest:
         raise ArchiveError(
             f"model {_path(root, 'models', digest)} is damaged: its bytes do not have its digest"
         )

@@ -1,4 +1,4 @@
-"""`raybroker status` and `raybroker label`: the service's HTTP API from the command line."""
+"""The service's HTTP API from the command line, and `raybroker status`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,10 @@ from raybroker import settings as settings_file
 from raybroker.archive.lookup import Lookup
 from raybroker.errors import RaybrokerError, SettingsError, UnknownError
 from raybroker.service.view import OUTCOMES, counts
+
+
+class SilentError(RaybrokerError):
+    """Nothing answers there."""
 
 
 class Client:
@@ -39,7 +42,7 @@ class Client:
         try:
             response = ask()
         except httpx.TransportError as error:
-            raise RaybrokerError(f"nothing answers at {self.url} ({error}); is `raybroker run` on?") from None
+            raise SilentError(f"nothing answers at {self.url} ({error}); is `raybroker run` on?") from None
         if response.is_error:
             raise RaybrokerError(_message(response))
         return response.json()
@@ -53,16 +56,28 @@ class Client:
         source: str = "cli",
     ) -> str:
         """Send one label; a sentence about what became of it."""
-        model = model or self._only_model()
-        body = {"event_id": uuid.uuid4().hex, "alert_id": alert_id, "model": model, "source": source}
-        body["label"] = None if label == "?" else label
+        if not model and not self.raw_classes():
+            model = self.only_model()
+        body: dict[str, Any] = {"event_id": uuid.uuid4().hex, "alert_id": alert_id, "source": source}
+        body |= {"model": model or None, "label": None if label == "?" else label}
         if query:
             body |= {"query_id": query["query_id"], "snapshot": query["snapshot"]}
         answer = self.post("/labels", body)
-        return f"{alert_id} is {label if label != '?' else 'not told'} for {model}, says {answer.get('who', 'you')}"
+        said = label if label != "?" else "not told"
+        of_model = f" for {answer['model']}" if answer["model"] else ""
+        return f"{alert_id} is {said}{of_model}, says {answer.get('who', 'you')}"
 
-    def _only_model(self) -> str:
-        names = [model["name"] for model in self.get("/models")["models"]]
+    def models(self) -> dict[str, dict[str, Any]]:
+        """What `GET /models` tells, by name."""
+        return {model["name"]: model for model in self.get("/models")["models"]}
+
+    def raw_classes(self) -> list[str]:
+        """What may be said of an alert for several models at once; empty: each has its own classes."""
+        return next((model["raw"] for model in self.models().values() if model.get("raw")), [])
+
+    def only_model(self) -> str:
+        """The model, where there is one."""
+        names = list(self.models())
         if len(names) != 1:
             raise SettingsError(f"which model? --model is one of {', '.join(names) or 'none'}")
         return names[0]
@@ -75,31 +90,6 @@ def _message(response: httpx.Response) -> str:
         body = {}
     said = body.get("error") or body.get("detail") or response.text[:200]
     return f"{said} (HTTP {response.status_code})"
-
-
-def session(desk: Client, model: str, console: Console) -> None:
-    """Ask about the list to label, one by one, until it is empty or the person leaves."""
-    model = model or desk._only_model()
-    classes = next(found["classes"] for found in desk.get("/models")["models"] if found["name"] == model)
-    keys = {str(i): name for i, name in enumerate(classes, 1)} | {"?": "?"}
-    told = "  ".join(f"[bold]{key}[/] {name}" for key, name in keys.items() if key != "?")
-    skipped: set[str] = set()
-    while query := next(
-        (q for q in desk.get("/queries", model=model)["queries"] if q["query_id"] not in skipped), None
-    ):
-        console.print(
-            f"\n[bold]{query['alert_id']}[/]  {query['reason']}\n{desk.url}/?alert={query['alert_id']}"
-        )
-        answer = console.input(f"{told}  [bold]?[/] can't tell  [bold]s[/] skip  [bold]q[/] quit › ").strip()
-        if answer == "q":
-            return
-        if answer in keys:
-            console.print(desk.label(query["alert_id"], keys[answer], model, query))
-        elif answer == "s":
-            skipped.add(query["query_id"])
-        else:
-            console.print(f"'{answer}' is none of the keys")
-    console.print("nothing more to label now")
 
 
 def status(url: str, settings: Path) -> dict[str, Any]:

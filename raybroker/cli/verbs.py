@@ -145,6 +145,26 @@ def status(settings: SettingsPath = SETTINGS, url: Url = DEFAULT_URL) -> None:
 
 
 @app.command()
+def explain(
+    alert: Annotated[str, typer.Argument(help="an alert id")],
+    model: Annotated[str, typer.Option(help="whose score; default: the only one")] = "",
+    top: Annotated[int, typer.Option(min=1, help="how many features to show")] = 12,
+    json: Annotated[bool, typer.Option("--json", help="all of it, as JSON")] = False,
+    settings: SettingsPath = SETTINGS,
+) -> None:
+    """Find an alert's score again, bit for bit, and show the features that moved it. Status 1 if it is not found."""
+    from raybroker.cli import explaining
+
+    found = explaining.explained(settings_file.load(settings), alert, model)
+    if json:
+        typer.echo(explaining.as_json(found))
+    else:
+        explaining.show(found, out, top)
+    if found.reproduced is False:
+        raise typer.Exit(1)
+
+
+@app.command()
 def label(
     alert: Annotated[
         str | None, typer.Argument(help="an alert id; without it, the list to label, one by one")
@@ -152,20 +172,86 @@ def label(
     class_: Annotated[
         str | None, typer.Argument(metavar="CLASS", help="its class, or '?' for can't tell")
     ] = None,
-    model: Annotated[str, typer.Option(help="which model; default: the only one")] = "",
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="take labels from this file, CSV or Parquet")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="write the labels that hold to this file")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="take back your last label")] = False,
+    last: Annotated[int, typer.Option(min=1, help="with --undo: so many of them")] = 1,
+    model: Annotated[str, typer.Option(help="which model; default: the only one, or raw labels")] = "",
+    settings: SettingsPath = SETTINGS,
     url: Url = DEFAULT_URL,
     token: Annotated[str, typer.Option(envvar="RAYBROKER_TOKEN", help="your token")] = "",
 ) -> None:
-    """Label one alert, or those that the model asks for."""
-    from raybroker.cli import asking
+    """Label one alert, or those that the models ask for, or take labels from a file.
+
+    Files, and --undo, go straight into the archive of the settings where no service answers.
+    """
+    from raybroker.cli import asking, exchanging, session
 
     desk = asking.Client(url, token)
     if alert and not class_:
         raise SettingsError(f"label {alert}: which class? Give it after the id, '?' for can't tell")
+    if sum(map(bool, (alert, from_, to, undo))) > 1:
+        raise SettingsError("label: one of an alert, --from, --to and --undo at a time")
     if alert and class_:
         out.print(desk.label(alert, class_, model))
+    elif from_:
+        if exchanging.take_in(exchanging.door(url, token, settings, out), from_, model, out, err):
+            raise typer.Exit(1)
+    elif to:
+        exchanging.give_out(exchanging.door(url, token, settings, out, write=False), to, model, out)
+    elif undo:
+        exchanging.undo(exchanging.door(url, token, settings, out), last, model, out)
     else:
-        asking.session(desk, model, out)
+        session.start(desk, model, out)
+
+
+@app.command()
+def evaluate(
+    table: Annotated[Path, typer.Argument(help="Parquet or CSV: features, a label, an object, a time")],
+    label: Annotated[str, typer.Option(help="the column with the class")],
+    object_: Annotated[str, typer.Option("--object", help="the column with the object's name")],
+    time: Annotated[str, typer.Option(help="the column with the time, in days")] = "",
+    columns: Annotated[list[str], typer.Option(help="features, as globs; repeatable")] = ["*"],  # noqa: B006
+    wanted: Annotated[list[str], typer.Option(help="the class of interest, as a glob; repeatable")] = [],  # noqa: B006
+    protocol: Annotated[
+        list[str],
+        typer.Option(
+            help="stream, holdout, active, drift, anomaly, ranking; repeatable; default: all that apply"
+        ),
+    ] = [],  # noqa: B006
+    model: Annotated[
+        str, typer.Option(help="take members, window and columns from this model of the settings")
+    ] = "",
+    members: Annotated[
+        list[str], typer.Option(help="of the mixture, or of the anomaly loop; repeatable")
+    ] = [],  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=1, help="how many")] = 5,
+    seed: Annotated[int, typer.Option(help="the first of them")] = 0,
+    delay: Annotated[float, typer.Option(help="days until a label comes")] = 14.0,
+    never: Annotated[float, typer.Option(help="share of the objects whose labels never come")] = 0.0,
+    thinning: Annotated[float, typer.Option(help="days between two labels of an object")] = 5.0,
+    share: Annotated[float, typer.Option(help="use a random share of the objects")] = 1.0,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="control: deal the labels out anew")] = False,
+    strategy: Annotated[
+        list[str], typer.Option(help="of the active protocol; repeatable; default: all")
+    ] = [],  # noqa: B006
+    labels: Annotated[int, typer.Option(min=20, help="of the active protocol: where its curves end")] = 200,
+    rule: Annotated[str, typer.Option(help="an object's rank: mean, latest or max of its alerts")] = "mean",
+    change: Annotated[str, typer.Option(help="of the drift protocol: swap, time, or a column")] = "swap",
+    night: Annotated[
+        bool, typer.Option("--night", help="replay light curves as packets through the whole pipeline")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="a folder for evaluation.json and .html")] = None,
+    mlflow: Annotated[str, typer.Option(help="log a run to this tracking URI")] = "",
+    settings: SettingsPath = SETTINGS,
+) -> None:
+    """Evaluate the learner on any labelled table, by honest protocols: unseen objects first."""
+    given = dict(locals())
+    from raybroker.cli import evaluating
+
+    evaluating.run(evaluating.Wish(**given), out, err)
 
 
 def problem(error: Exception) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raybroker import surveys
 from raybroker.archive import provenance
@@ -14,11 +14,11 @@ from raybroker.cluster.worker import Books, Worker
 from raybroker.crossmatch import cds, local
 from raybroker.errors import SettingsError, did_you_mean
 from raybroker.filters import where
-from raybroker.learning.compiled import Frozen
+from raybroker.learning import compiled
 from raybroker.learning.registry import Registry
 from raybroker.pipeline import Pipeline, plan
 from raybroker.scores import online
-from raybroker.settings import Settings, SurveySettings
+from raybroker.settings import ModelSettings, Settings, SurveySettings
 from raybroker.step import Step, discover
 from raybroker.stream.kafka import KafkaSink, KafkaSource
 from raybroker.stream.packets import Sink, Source
@@ -27,6 +27,7 @@ from raybroker.surveys import Survey
 
 if TYPE_CHECKING:
     from raybroker.cluster.pupil import Pupil
+    from raybroker.cluster.requests import Requests
     from raybroker.cluster.trainer import Trainer
 
 # What learns is imported where it is built: River and scikit-learn take 120 MB and seconds, in every worker too.
@@ -51,11 +52,9 @@ def steps(settings: Settings) -> list[Step]:
         )
     types = {step.name: step.gives for step in chosen}
     for name, model in settings.models.items():
-        chosen.append(
-            online.score(
-                name, online.expand(model.columns, types, f"models.{name}.columns"), tuple(model.classes)
-            )
-        )
+        own, challengers = _columns(name, model, types)
+        every = dict.fromkeys([*own, *(path for paths in challengers.values() for path in paths)])
+        chosen.append(online.score(name, tuple(every), tuple(model.classes)))
     return chosen + [where.where(name, own.where) for name, own in settings.filters.items() if own.where]
 
 
@@ -135,13 +134,34 @@ def open_source(own: SurveySettings, survey: Survey, books: Books, root: Path) -
 
 def trainer(settings: Settings) -> Trainer:
     """The trainer of all models, over all surveys."""
+    from raybroker.cluster.catalogue_labels import Watch
     from raybroker.cluster.trainer import Stream, Trainer
 
     streams = {}
     for name in settings.surveys:
         made = pipeline(settings, name)
         streams[name] = Stream(survey(settings, name), made, table(settings, made))
-    return Trainer(settings.archive.root, streams, pupils(settings), registry(settings), settings.learning)
+    return Trainer(
+        settings.archive.root,
+        streams,
+        pupils(settings),
+        registry(settings),
+        settings.learning,
+        requests=requests(settings),
+        catalogues=Watch(settings.labels.catalogues) if settings.labels.catalogues else None,
+    )
+
+
+def requests(settings: Settings) -> Requests | None:
+    """Where questions are told to other programs, if anywhere."""
+    from raybroker.cluster.requests import Requests
+
+    own = settings.output
+    if not own.servers:
+        return None
+    return Requests(
+        KafkaSink(own.servers, own.kafka, prefix="raybroker/queries/", transactions=own.transactions)
+    )
 
 
 def pupils(settings: Settings) -> list[Pupil]:
@@ -150,20 +170,36 @@ def pupils(settings: Settings) -> list[Pupil]:
 
     types = {step.name: step.gives for step in steps(settings)}
     return [
-        Pupil(name, own, online.expand(own.columns, types, f"models.{name}.columns"))
+        Pupil(name, own, columns, settings.labels, challengers)
         for name, own in settings.models.items()
+        for columns, challengers in [_columns(name, own, types)]
     ]
+
+
+def _columns(
+    name: str, own: ModelSettings, types: Mapping[str, Any]
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The features of a model, and of each challenger that has its own."""
+    key = f"models.{name}"
+    challengers = {
+        other: online.expand(made.columns, types, f"{key}.challengers.{other}.columns")
+        for other, made in own.challengers.items()
+        if made.columns
+    }
+    return online.expand(own.columns, types, f"{key}.columns"), challengers
 
 
 def check(settings: Settings) -> None:
     """Build every plan and every model once, here, so that a wrong setting is said before anything starts."""
+    from raybroker.cluster import catalogue_labels
     from raybroker.cluster.pupil import Pupil
 
+    catalogue_labels.check(settings)
     for name in settings.surveys:
         pipeline(settings, name)
     for name, own in settings.models.items():
         try:
-            Pupil(name, own, ("a",))
+            Pupil(name, own, ("a",), settings.labels)
         except (ValueError, SettingsError) as error:
             raise SettingsError(f"models.{name}: {error}") from None
     pupils(settings)
@@ -186,12 +222,12 @@ class Models:
         self.root = root
         self.loaded: dict[str, int] = {}
 
-    def newer(self, snapshots: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, Frozen]]:
+    def newer(self, snapshots: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, Any]]:
         """The models among these snapshots that are not loaded yet, by name, with their numbers."""
         fresh = {name: found for name, found in snapshots.items() if self.loaded.get(name, 0) < found[0]}
         self.loaded.update({name: number for name, (number, _) in fresh.items()})
         return {name: (number, self.load(digest)) for name, (number, digest) in fresh.items()}
 
-    def load(self, digest: str) -> Frozen:
-        """A model by the digest of its file."""
-        return Frozen.restore(provenance.get(self.root, digest))
+    def load(self, digest: str) -> Any:
+        """A model by the digest of its file: a classifier's mixture, or an anomaly forest."""
+        return compiled.restore(provenance.get(self.root, digest))

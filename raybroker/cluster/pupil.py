@@ -1,139 +1,324 @@
-"""One model in the trainer's hands: its learner, its ledger of labels, its shortlist. No files, no clock.
+"""One model in the trainer's hands: its configurations, its ledger of labels, its shortlist. No files, no clock.
 
-Labels are learned in the order they come; the trainer records that order with every snapshot, so that the same order
-gives the same model, bit for bit.
+What it has been taught is always `ledger.to_learn`, in that order: a label that only adds to it is learned on top, and
+one that changes it (a revision, a withdrawal, a verdict that flips) takes the model back to a state from before and
+forward again, since an online model cannot unlearn. So the same labels heard in the same order give the same model,
+bit for bit, however often it died on the way.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raybroker.learning import strategies
-from raybroker.learning.compiled import Frozen
+from raybroker.cluster.progress import Progress
+from raybroker.learning import arrival, strategies
+from raybroker.learning.compiled import Floats
 from raybroker.learning.labels import Label, Ledger
-from raybroker.learning.learner import Learner, Thinning
-from raybroker.learning.shortlist import Candidate, Choice, Shortlist
-from raybroker.settings import ModelSettings
+from raybroker.learning.learner import Learned, Learner, Thinning
+from raybroker.learning.outliers import OutlierLearner
+from raybroker.learning.promotion import Contest
+from raybroker.learning.release import Taught
+from raybroker.learning.shortlist import Candidate, Choice, Query, Shortlist
+from raybroker.settings import ChallengerSettings, LabelsSettings, ModelSettings
 
-Features = Mapping[str, float | None]
-ASKED = 2_000  # alerts whose features are remembered; of others the archive is asked
+OWN = "own"  # the model's own configuration; the others are its challengers
+ASKED = 2_000  # questions that are remembered; of older ones the archive is asked
+NIGHT = 12 * 3600.0  # a night's budget is of the answers of so many seconds
+KEPT_STATES, STATE_EVERY = 4, 10  # states to go back to, and how many lessons lie between two
+LEAST_BACKGROUND = 200  # alerts in the pool before a forest grows on them
+GROWN = 4  # a forest grows anew when the pool is so many times what it grew on
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a label teaches: the features as they were when the question was asked."""
+    """What a label teaches: the features as they were when the question was asked, and what was said of them then."""
 
-    features: Features
+    alert_id: str
+    features: Mapping[str, float | None]
     mjd: float
+    before: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)  # by member, as float32
+    pick: bool = False  # a random pick
 
-
-@dataclass
-class Progress:
-    """Prequential log-losses: each row's was measured before its label was learned."""
-
-    losses: list[float] = field(default_factory=list)  # of the mixture
-    by_member: list[list[float]] = field(default_factory=list)
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Asked:
+        """Of a question as the log keeps it."""
+        said = {one["member"]: one["probabilities"] for one in row["probabilities"] or ()}
+        return cls(row["alert_id"], row["features"], row["mjd"], said, row["strategy"] == "random")
 
 
 class Pupil:
     """Learns, and says what it wants to be told next."""
 
-    def __init__(self, name: str, settings: ModelSettings, columns: Sequence[str]) -> None:
-        self.name, self.settings, self.columns = name, settings, tuple(columns)
-        self.ledger = Ledger()
+    def __init__(
+        self,
+        name: str,
+        settings: ModelSettings,
+        columns: Sequence[str],
+        labels: LabelsSettings | None = None,
+        challengers: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """`columns` are the model's features; `challengers` gives those of each challenger."""
+        self.name, self.settings = name, settings
+        self.own_columns = {OWN: tuple(columns)} | {
+            key: tuple((challengers or {}).get(key) or columns) for key in settings.challengers
+        }
+        self.columns = tuple(dict.fromkeys(path for paths in self.own_columns.values() for path in paths))
+        self.ledger = Ledger(rule=labels.rule if labels else "newest")
+        self.rng = np.random.default_rng(settings.seed)
+        self.strategy = strategies.by_name(settings.strategy)
+        self.arrival = arrival.by_name(settings.arrival, settings.arrival_share, settings.seed)
+        self.asked: dict[str, Asked] = {}  # by query id
+        self.taught: dict[str, Asked] = {}  # by event id: what each label teaches
+        self.heard: list[str] = []  # event ids, in the order in which they came
+        self.background: pa.Table | None = None  # what an anomaly forest grew on
+        self._answers: list[float] = []
+        self._states: list[tuple[int, bytes]] = []
         self.shortlist = Shortlist(
             name,
             settings.classes,
-            settings.members,
+            (),
             budget=settings.queries,
             random_share=settings.random_share,
+            oldest_days=settings.oldest_days,
+            faintest=settings.faintest,
             pool=settings.pool,
         )
-        self.rng = np.random.default_rng(settings.seed)
-        self.strategy = strategies.by_name(settings.strategy)
-        self.asked: dict[str, Asked] = {}  # by alert id: what is open, and what was a while ago
-        self.taught: dict[str, Asked] = {}  # by alert id: what was learned, for `relearn`
-        self.begin()
+        self._begin()
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """A model that has learned nothing."""
-        own = self.settings
-        self.learner = Learner(self.name, own.classes, self.columns, own.members, own.seed)
-        self.thinning = Thinning(own.thinning_days)
-        self.progress = Progress()
-        self.lessons: list[str] = []  # event ids, in the order in which they were learned
+        self.learners = {key: self._learner(key) for key in self.own_columns}
+        self.contest = Contest(OWN, tuple(self.settings.challengers))
+        self.thinning = Thinning(self.settings.thinning_days)
+        self.progress = Progress(self.settings.classes)
+        self.verdict = ""  # why this configuration serves, where a contest decided
+        self.taken: list[Taught] = []  # of the lessons, those that were not thinned out
+        self.lessons: list[tuple[str, str]] = []  # (event id, class) as `ledger.to_learn` gave them
+        self._states = []
+        if self.background is not None:
+            self.grow(self.background)
+
+    def _learner(self, key: str) -> Learner | OutlierLearner:
+        own: ModelSettings | ChallengerSettings = self.settings.challengers.get(key, self.settings)
+        given = (self.name, self.settings.classes, self.own_columns[key], own.members, own.seed)
+        if self.settings.task == "anomaly":
+            return OutlierLearner(*given)
+        return Learner(*given, window=own.window)
 
     @property
-    def frozen(self) -> Frozen:
+    def learner(self) -> Learner | OutlierLearner:
+        """The configuration that serves."""
+        return self.learners[self.contest.champion]
+
+    @property
+    def configuration(self) -> str:
+        """Which challenger's configuration serves; empty: the model's own."""
+        return "" if self.contest.champion == OWN else self.contest.champion
+
+    @property
+    def frozen(self) -> Any:
         """The model as it is now, for scoring."""
         return self.learner.frozen()
 
-    def known(self, label: Label) -> Asked | None:
-        """What an alert was asked, or learned, or stands in the pool with; None: the archive must be asked."""
-        found = self.asked.get(label.alert_id) or self.taught.get(label.alert_id)
-        candidate = self.shortlist.candidate(label.object_id or label.alert_id)
-        if found is None and candidate is not None and candidate.alert_id == label.alert_id:
-            found = Asked(candidate.features, candidate.mjd)
-        return found
+    # Labels.
 
-    def hear(self, label: Label) -> bool:
-        """Take a label into the ledger; False if it was there already. `undoes` tells whether to `relearn`."""
+    def concerns(self, label: Label) -> bool:
+        """Whether a label is for this model, and new: its own, or a raw one."""
+        return label.model in (self.name, "") and label.event_id not in self.ledger
+
+    def known(self, label: Label) -> Asked | None:
+        """What the question was, or what the pool holds of an alert that nobody asked about; None: not here."""
+        asked = self.asked.get(label.query_id or "")
+        if asked is not None and asked.alert_id == label.alert_id:
+            return asked
+        candidate = self.shortlist.candidate(label.object_id or label.alert_id)
+        if label.query_id is None and candidate is not None and candidate.alert_id == label.alert_id:
+            return Asked(candidate.alert_id, candidate.features, candidate.mjd)
+        return None
+
+    def hear(self, label: Label, asked: Asked | None) -> bool:
+        """Take a label into the ledger, with what it would teach; `study` learns what follows. False if it was there."""
         if not self.ledger.add(label):
             return False
-        self.shortlist.answered(label.alert_id, label.object_id)
+        self.heard.append(label.event_id)
+        self._answers.append(label.when)
+        if asked is not None:
+            self.taught[label.event_id] = asked
         if label.withdrawn:
             self.shortlist.reopen(label.alert_id, label.object_id)
+        else:
+            self.shortlist.answered(label.alert_id, label.object_id)
         return True
 
-    def learn(self, label: Label, asked: Asked) -> bool:
-        """Test, then train; False where the object was learned within `thinning_days`."""
-        self.taught[label.alert_id] = asked
-        self.lessons.append(label.event_id)
-        if label.label is None or not self.ledger.stands(label.event_id):
-            return False
+    def answered_since(self, when: float) -> int:
+        """How many labels have come since then (seconds since 1970)."""
+        return sum(answer >= when for answer in self._answers)
+
+    def study(self) -> int:
+        """Learn what the ledger says now; returns how many lessons were taught, those taught again included."""
+        wanted = self.ledger.to_learn(self.name, self.settings.raw, self.settings.classes)
+        lessons = [(label.event_id, str(label.label)) for label in wanted]
+        same = next((i for i, (a, b) in enumerate(zip(lessons, self.lessons, strict=False)) if a != b), None)
+        same = min(len(lessons), len(self.lessons)) if same is None else same
+        if same < len(self.lessons):
+            self._back_to(same)
+        for label in wanted[len(self.lessons) :]:
+            self._teach(label, self.taught[label.event_id])
+        return len(lessons) - same
+
+    def _back_to(self, lessons: int) -> None:
+        """The latest state that is not beyond so many lessons."""
+        states = [state for state in self._states if state[0] <= lessons]
+        self._begin()
+        if states:
+            vars(self).update(pickle.loads(states[-1][1]))
+            self._states = states
+
+    def _keep_state(self) -> None:
+        if len(self.lessons) % STATE_EVERY == 0:
+            names = ("learners", "contest", "thinning", "progress", "verdict", "taken", "lessons")
+            state = pickle.dumps({name: getattr(self, name) for name in names}, protocol=5)
+            self._states = [*self._states[1 - KEPT_STATES :], (len(self.lessons), state)]
+
+    def _teach(self, label: Label, asked: Asked) -> None:
+        """Test, then train every configuration; nothing where the object was learned within `thinning_days`."""
+        self._keep_state()
+        self.lessons.append((label.event_id, str(label.label)))
         if not self.thinning.take(label.object_id, asked.mjd):
+            return
+        self.taken.append(Taught(label.event_id, label.alert_id, str(label.label)))
+        unseen = self.progress.is_new(label.object_id or label.alert_id)
+        said = {key: self._learn(key, label, asked, unseen) for key in self.learners}
+        self.progress.add(said, self.contest.champion, str(label.label), unseen, asked.pick)
+        if unseen and len(said) > 1:
+            self.contest.hear({key: float(learned.mixture_losses[0]) for key, learned in said.items()})
+            self._promote()
+
+    def _learn(self, key: str, label: Label, asked: Asked, unseen: bool) -> Learned:
+        row, before = _table([asked.features], self.own_columns[key]), self._before(key, asked)
+        given = {"before": before, "picks": [asked.pick], "unseen": [unseen]}
+        return self.learners[key].learn(row, [str(label.label)], **given)
+
+    def _before(self, key: str, asked: Asked) -> Floats | None:
+        """[members, 1, classes]: what a configuration's members said when the question was asked, if they did."""
+        names = _names(key, self.learners[key].member_names)
+        if any(len(asked.before.get(name, ())) != len(self.settings.classes) for name in names):
+            return None
+        return np.array([[asked.before[name]] for name in names], float)
+
+    def _promote(self) -> None:
+        winner = self.contest.verdict()
+        if winner is not None:
+            self.verdict = next(str(duel) for duel in self.contest.standing() if duel.challenger == winner)
+            self.contest.promote(winner)
+
+    def metrics(self) -> dict[str, float]:
+        """What a snapshot's row tells: how good it is, and the share of each member in it."""
+        shares = zip(self.learner.member_names, self.learner.weights.tolist(), strict=True)
+        return self.progress.metrics(self.contest.champion) | {
+            f"weight.{name}": share for name, share in shares
+        }
+
+    def runner_up(self) -> str | None:
+        """The challenger for which most speaks."""
+        standing = self.contest.standing()
+        return max(standing, key=lambda duel: duel.evidence).challenger if standing else None
+
+    def example(self, key: str) -> Mapping[str, float | None]:
+        """The features of one alert, as a configuration takes them; empty where none was met."""
+        row = next((one.features for one in self.shortlist.candidates), None)
+        row = row or next((asked.features for asked in self.taught.values()), {})
+        return {path: row.get(path) for path in self.own_columns[key]} if row else {}
+
+    # The background of an anomaly forest.
+
+    def outgrown(self) -> bool:
+        """Whether a forest should grow on the pool as it is now."""
+        if self.settings.task != "anomaly" or len(self.shortlist) < LEAST_BACKGROUND:
             return False
-        row = {name: [asked.features.get(name)] for name in self.columns}
-        table = pa.table({name: pa.array(value, pa.float64()) for name, value in row.items()})
-        learned = self.learner.learn(table, [label.label])
-        self.progress.losses.append(float(learned.mixture_losses[0]))
-        self.progress.by_member.append(learned.losses[:, 0].tolist())
-        return True
+        return self.background is None or len(self.shortlist) >= GROWN * len(self.background)
 
-    def relearn(self, label: Label, asked: Asked) -> None:
-        """From the beginning, without what this label revises or withdraws: an online model cannot unlearn."""
-        order = {event_id: i for i, event_id in enumerate(self.lessons)}
-        standing = [other for other in self.ledger.to_learn(self.name) if other.event_id in order]
-        self.begin()
-        for other in sorted(standing, key=lambda other: order[other.event_id]):
-            self.learn(other, self.taught[other.alert_id])
-        self.learn(label, asked)
+    def grow(self, background: pa.Table) -> None:
+        """Grow the forests on this sample: numbers by column, null where not known."""
+        self.background, self._states = background, []
+        for key, learner in self.learners.items():
+            if isinstance(learner, OutlierLearner):
+                learner.background(background.select(list(self.own_columns[key])))
 
-    def consider(self, candidates: Sequence[Candidate], now_mjd: float) -> list[str]:
-        """New alerts for the pool; returns the ids of queries that are too old now."""
+    # Questions.
+
+    def consider(self, candidates: Sequence[Candidate], now_mjd: float, now: float = 0.0) -> list[str]:
+        """New alerts for the pool; returns the ids of queries that are too old or too faint now."""
+        if self.settings.arrival != "all" and candidates:
+            said = self.frozen.predict(_table([one.features for one in candidates], self.columns)).mixture
+            entry = self.arrival.decide(1.0 - said.max(axis=1))
+            candidates = [
+                dataclasses.replace(one, drawn=bool(drawn))
+                for one, taken, drawn in zip(candidates, *entry, strict=True)
+                if taken
+            ]
         self.shortlist.add(candidates)
-        return [query.query_id for query in self.shortlist.expire(now_mjd)]
+        return [query.query_id for query in self.shortlist.expire(now_mjd, now)]
 
-    def choose(self, snapshot: int) -> Choice:
-        """Score the whole pool with the model as it is and choose what to ask."""
+    def choose(self, snapshot: int, now: float) -> Choice:
+        """Score the whole pool with the model as it is and choose what to ask; `now` in seconds since 1970."""
         features = self.shortlist.features(self.columns)
+        self.shortlist.members = _names(self.contest.champion, self.learner.member_names)
         pool = self.shortlist.pool(self.frozen.predict(features), features)
-        choice = self.shortlist.choose(self.settings.strategy, self.strategy, pool, snapshot, self.rng)
-        when = {one.alert_id: one.mjd for one in self.shortlist.candidates}
-        self.asked.update(
-            {q.alert_id: Asked(q.features, when.get(q.alert_id, math.nan)) for q in choice.opened}
+        allowance = None
+        if self.settings.budget:
+            allowance = max(0, self.settings.budget - self.answered_since(now - NIGHT))
+        choice = self.shortlist.choose(
+            self.settings.strategy, self.strategy, pool, snapshot, self.rng, allowance=allowance, now=now
         )
+        choice = choice._replace(opened=self._with_challengers(choice.opened))
+        self.asked.update({query.query_id: _asked(query) for query in choice.opened})
         self._forget()
         return choice
 
+    def _with_challengers(self, queries: Sequence[Query]) -> list[Query]:
+        """The questions with what every other configuration says of them: that is what it will be judged by."""
+        others = [key for key in self.learners if key != self.contest.champion]
+        if not queries or not others:
+            return list(queries)
+        rows = _table([query.features for query in queries], self.columns)
+        more: list[dict[str, tuple[float, ...]]] = [{} for _ in queries]
+        for key in others:
+            said = self.learners[key].frozen().predict(rows).members
+            for name, by_row in zip(_names(key, self.learners[key].member_names), said, strict=True):
+                for found, p in zip(more, by_row.tolist(), strict=True):
+                    found[name] = tuple(p)
+        return [
+            dataclasses.replace(query, probabilities={**query.probabilities, **found})
+            for query, found in zip(queries, more, strict=True)
+        ]
+
     def _forget(self) -> None:
         """Of what was asked, keep what is open and the latest `ASKED`."""
-        standing = {query.alert_id for query in self.shortlist.open}
-        gone = [alert_id for alert_id in self.asked if alert_id not in standing]
-        for alert_id in gone[: max(0, len(self.asked) - ASKED)]:
-            del self.asked[alert_id]
+        standing = {query.query_id for query in self.shortlist.open}
+        gone = [query_id for query_id in self.asked if query_id not in standing]
+        for query_id in gone[: max(0, len(self.asked) - ASKED)]:
+            del self.asked[query_id]
+
+
+def _asked(query: Query) -> Asked:
+    """As `Asked.of` the query's row in the log, which keeps float32."""
+    said = {who: np.float32(p).tolist() for who, p in query.probabilities.items()}
+    return Asked(query.alert_id, query.features, query.mjd, said, query.strategy == "random")
+
+
+def _names(key: str, members: Sequence[str]) -> tuple[str, ...]:
+    """A configuration's members as a question names them."""
+    return tuple(members) if key == OWN else tuple(f"{key}/{name}" for name in members)
+
+
+def _table(rows: Sequence[Mapping[str, float | None]], columns: Sequence[str]) -> pa.Table:
+    arrays = [pa.array([row.get(path) for row in rows], pa.float64()) for path in columns]
+    return pa.table(arrays, names=list(columns))

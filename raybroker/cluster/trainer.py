@@ -1,7 +1,7 @@
 """The trainer: follows the archive, learns from labels, publishes snapshots, and asks.
 
 A turn reads what is new in `alerts` and `labels`, learns, and then, for each model that changed: stores the model's
-file, takes a number, writes the snapshot's row (with the labels learned since the last, in their order), and only then
+file, takes a number, writes the snapshot's row (with the labels heard since the last, in their order), and only then
 tells the workers. Questions are written to `queries` before anybody can see them.
 """
 
@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raybroker.alerts import flux_to_magnitude, values
 from raybroker.archive import provenance
 from raybroker.archive.events import EventLog, dicts
 from raybroker.archive.lookup import Lookup
 from raybroker.archive.table import AlertsTable
+from raybroker.cluster.catalogue_labels import Watch
 from raybroker.cluster.lesson import Lesson
-from raybroker.cluster.pupil import Asked, Pupil
-from raybroker.errors import RaybrokerError
+from raybroker.cluster.pupil import OWN, Asked, Pupil
+from raybroker.cluster.questions import Questions
+from raybroker.cluster.releases import release_of
+from raybroker.cluster.requests import Requests
+from raybroker.errors import RaybrokerError, UnknownError
 from raybroker.learning.labels import Label
-from raybroker.learning.registry import Registry, Release
-from raybroker.learning.shortlist import Candidate, Query
+from raybroker.learning.registry import Registry
+from raybroker.learning.shortlist import Candidate
 from raybroker.pipeline import Pipeline
 from raybroker.scores.online import features_table
 from raybroker.settings import LearningSettings
@@ -38,8 +42,10 @@ from raybroker.surveys import Survey
 log = logging.getLogger("raybroker")
 
 IDLE_SECONDS = 0.1
+CATALOGUE_SECONDS = 20.0
 ASK_SECONDS = 5.0  # how often the list is chosen anew while no label comes
-HEAD = ("outcome", "survey", "alert_id", "object_id", "mjd")
+HEAD = ("outcome", "survey", "alert_id", "object_id", "mjd", "ra", "dec", "flux")
+State = tuple[int, str, str]  # labels heard, digest of the background, the configuration that serves
 
 
 @dataclass
@@ -49,7 +55,7 @@ class Newest:
     number: int = 0
     digest: str = ""
     when: float = 0.0
-    lessons: int = 0  # how many labels it and its parents record
+    state: State = (0, "", "")
     released: int = 0  # its number at the last release
     asked: float = 0.0
 
@@ -74,23 +80,19 @@ class Trainer:
         registry: Registry | None,
         settings: LearningSettings,
         clock: Callable[[], float] = time.time,
+        requests: Requests | None = None,
+        catalogues: Watch | None = None,
     ) -> None:
-        self.root, self.streams, self.registry, self.settings, self.clock = (
-            root,
-            streams,
-            registry,
-            settings,
-            clock,
-        )
+        self.root, self.streams, self.registry = root, streams, registry
+        self.settings, self.clock, self.catalogues = settings, clock, catalogues
         self.pupils = {pupil.name: pupil for pupil in pupils}
         self.newest = {name: Newest() for name in self.pupils}
-        self.labels, self.queries = EventLog(root, "labels"), EventLog(root, "queries")
-        self.snapshots, self.lookup = EventLog(root, "snapshots"), Lookup(root)
+        self.labels, self.snapshots = EventLog(root, "labels"), EventLog(root, "snapshots")
+        self.questions, self.lookup = Questions(root, self.pupils, requests), Lookup(root)
         self._seen = dict.fromkeys(streams, -1)
         self._labels_seen = -1
-        self._events: list[dict[str, Any]] = []
-        self._asked: dict[str, Query] = {}
-        self._released = clock()
+        self._references = dict.fromkeys(self.pupils, "")
+        self._released = self._looked = clock()
         self._plan = next((stream.pipeline.digest for stream in streams.values()), "")
         self._resume()
 
@@ -98,11 +100,14 @@ class Trainer:
         """Read, learn, publish, ask."""
         start = time.perf_counter()
         arrived = sum(self._follow(name) for name in self.streams)
+        self.questions.follow_claims()
+        self._ask_catalogues()
         learned = self._learn()
         for pupil in self.pupils.values():
+            self._grow(pupil)
             self._publish(pupil)
             self._ask(pupil)
-        self._write_queries()
+        self.questions.write()
         if self.clock() - self._released > self.settings.release_minutes * 60:
             self.release("clock")
         if not arrived and not learned:
@@ -125,89 +130,132 @@ class Trainer:
     def _follow(self, survey: str) -> int:
         """New alerts into every pool."""
         stream = self.streams[survey]
-        names = [*HEAD, *self._steps(stream)]
-        rows, self._seen[survey] = stream.table.tail(self._seen[survey], names)
+        rows, self._seen[survey] = stream.table.tail(self._seen[survey], self._columns(stream))
         rows = rows.filter(pc.is_in(rows["outcome"], pa.array(["scored", "failed"])))
         if not rows.num_rows:
             return 0
         now = pc.max(rows["mjd"]).as_py() or 0.0
         for pupil in self.pupils.values():
             newest = rows.slice(max(0, rows.num_rows - 4 * pupil.settings.pool))
-            gone = pupil.consider(candidates(newest, pupil.columns), now)
-            self._events += [self._closed(query_id, "withdrawn") for query_id in gone]
+            gone = pupil.consider(candidates(newest, pupil.columns), now, self.clock())
+            self.questions.closed(gone, "withdrawn", self._now())
         return rows.num_rows
 
-    def _steps(self, stream: Stream) -> list[str]:
-        """The columns that hold features: those that the models name."""
+    def _columns(self, stream: Stream) -> list[str]:
+        """What is read of an alert: its place and time, and the columns that hold the models' features."""
         wanted = {path.partition(".")[0] for pupil in self.pupils.values() for path in pupil.columns}
-        return [name for name in stream.table.schema.names if name in wanted and name not in HEAD]
+        return [*HEAD, *(name for name in stream.table.schema.names if name in wanted and name not in HEAD)]
+
+    def _ask_catalogues(self) -> None:
+        """Labels that a catalogue gives by now go the way of all labels."""
+        if self.catalogues is None or self.clock() - self._looked < CATALOGUE_SECONDS:
+            return
+        self._looked = self.clock()
+        tables = {name: stream.table for name, stream in self.streams.items()}
+        if labels := self.catalogues.labels(tables, self.clock()):
+            when = self._now()
+            self.labels.append_new([{**label.row(), "when": when} for label in labels])
 
     def _learn(self) -> int:
-        """New labels into ledgers and learners; one that cannot be learned is said and stays in the ledger."""
+        """New labels into ledgers and learners; how many were new."""
         rows, self._labels_seen = self.labels.tail(self._labels_seen)
-        heard = 0
-        for row in dicts(rows):
-            pupil = self.pupils.get(row["model"])
-            if pupil is None or row["event_id"] in pupil.ledger:
-                continue
-            heard += 1
-            try:
-                self._teach(pupil, Label.of(row))
-            except (RaybrokerError, ValueError) as error:
-                log.warning("label %s of %s is not learned: %s", row["event_id"], row["alert_id"], error)
+        labels = [_label(row) for row in dicts(rows)]
+        return sum(self._tell(pupil, labels) for pupil in self.pupils.values()) if labels else 0
+
+    def _tell(self, pupil: Pupil, labels: Sequence[Label]) -> int:
+        """What is new of these to a pupil; one that cannot be learned is said, and stays in the log."""
+        new = [label for label in labels if pupil.concerns(label)]
+        known = self._known(pupil, [label for label in new if label.label is not None])
+        heard = sum(self._hear(pupil, label, known) for label in new)
+        if heard:
+            pupil.study()
         return heard
 
-    def _teach(self, pupil: Pupil, label: Label) -> None:
-        undoes, asked = pupil.ledger.undoes(label), self._asked_of(pupil, label)
-        pupil.hear(label)
-        if label.query_id in self._asked:
-            self._events.append(self._closed(label.query_id, "answered"))
-        if undoes:
-            pupil.relearn(label, asked)
-            self.newest[pupil.name].lessons = -1  # the next snapshot records the whole order
-        else:
-            pupil.learn(label, asked)
+    def _hear(self, pupil: Pupil, label: Label, known: Mapping[str, Asked]) -> bool:
+        try:
+            if label.label is not None and label.event_id not in known:
+                raise UnknownError(f"no alert '{label.alert_id}' is in the archive")
+            heard = pupil.hear(label, known.get(label.event_id))
+        except (RaybrokerError, ValueError) as error:
+            log.warning("label %s of %s is not learned: %s", label.event_id, label.alert_id, error)
+            return False
+        if heard and not label.withdrawn:
+            self.questions.answered(pupil.name, label.alert_id, label.object_id, self._now())
+        return heard
 
-    def _asked_of(self, pupil: Pupil, label: Label) -> Asked:
-        """The features that the labeller was asked about, or for an alert never asked, those in the archive."""
-        return pupil.known(label) or self._archived(pupil, label.alert_id)
+    def _known(self, pupil: Pupil, labels: Sequence[Label]) -> dict[str, Asked]:
+        """By event id: the features that the labeller was asked about; of an alert never asked, those in the archive."""
+        found = {label.event_id: asked for label in labels if (asked := pupil.known(label))}
+        missing = [label for label in labels if label.event_id not in found]
+        rows = self.questions.find({label.query_id for label in missing if label.query_id})
+        asked_once = {row["query_id"]: Asked.of(row) for row in rows if row["model"] == pupil.name}
+        for label in missing:
+            asked = asked_once.get(label.query_id or "")
+            if asked is not None and asked.alert_id == label.alert_id:
+                found[label.event_id] = asked
+        return found | self._archived(pupil, [label for label in missing if label.event_id not in found])
 
-    def _archived(self, pupil: Pupil, alert_id: str) -> Asked:
-        row = self.lookup.alert(alert_id)
-        columns = row if row["outcome"] in ("scored", "failed") else self._computed(row["survey"], alert_id)
-        return Asked({path: _at(columns, path) for path in pupil.columns}, row["mjd"])
+    def _archived(self, pupil: Pupil, labels: Sequence[Label]) -> dict[str, Asked]:
+        if not labels:
+            return {}
+        names = dict.fromkeys(name for stream in self.streams.values() for name in self._columns(stream))
+        rows = self.lookup.alerts([label.alert_id for label in labels], list(names))
+        found = {}
+        for label in labels:
+            if (row := rows.get(label.alert_id)) is not None and (made := self._whole(row)) is not None:
+                features = {path: _at(made, path) for path in pupil.columns}
+                found[label.event_id] = Asked(label.alert_id, features, row["mjd"])
+        return found
 
-    def _computed(self, survey: str, alert_id: str) -> dict[str, Any]:
-        """A rejected alert's columns, computed now from its packet, with the cuts left out."""
-        stream = self.streams[survey]
-        decoded = stream.survey.decode([self.lookup.packet(alert_id)])
-        return stream.pipeline.without_cuts().run(decoded.batch, decoded.bodies).kept.to_pylist()[0]
+    def _whole(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """A row with its features: a rejected alert's are computed now from its packet, with the cuts left out."""
+        if row["outcome"] in ("scored", "failed"):
+            return row
+        stream = self.streams.get(row["survey"])
+        if stream is None:
+            return None
+        decoded = stream.survey.decode([self.lookup.packet(row["alert_id"])])
+        made = stream.pipeline.without_cuts().run(decoded.batch, decoded.bodies).kept.to_pylist()
+        return made[0] if made else None
 
     # What leaves.
 
+    def _grow(self, pupil: Pupil) -> None:
+        """An anomaly forest on the pool as it is now; the sample is kept, so that whoever comes after grows the same."""
+        if pupil.outgrown():
+            sample = pupil.shortlist.features(pupil.columns)
+            self._references[pupil.name] = provenance.put(self.root, to_bytes(sample))
+            pupil.grow(sample)
+
+    def _state(self, pupil: Pupil) -> State:
+        return len(pupil.heard), self._references[pupil.name], pupil.configuration
+
     def _publish(self, pupil: Pupil) -> None:
         """A new snapshot, if the model changed and the last is old enough."""
-        new = self.newest[pupil.name]
-        if new.digest and (
-            new.lessons == len(pupil.lessons) or self.clock() - new.when < self.settings.snapshot_seconds
-        ):
+        new, state = self.newest[pupil.name], self._state(pupil)
+        if new.digest and (new.state == state or self.clock() - new.when < self.settings.snapshot_seconds):
             return
+        promoted = bool(new.digest) and new.state[2] != state[2]
         new.digest = provenance.put(self.root, pupil.frozen.snapshot())
         parent, new.number = new.number, self.snapshots.take_number(pupil.name)
-        whole = new.lessons < 0
-        self.snapshots.append([self._snapshot_row(pupil, new, 0 if whole else parent, max(0, new.lessons))])
-        new.lessons, new.when, new.asked = len(pupil.lessons), self.clock(), 0.0
+        self.snapshots.append([self._snapshot_row(pupil, new, parent)])
+        new.state, new.when, new.asked = state, self.clock(), 0.0
+        if promoted:
+            self._release(pupil, "promotion")
 
-    def _snapshot_row(self, pupil: Pupil, new: Newest, parent: int, since: int) -> dict[str, Any]:
+    def _snapshot_row(self, pupil: Pupil, new: Newest, parent: int) -> dict[str, Any]:
         return {
             "event_id": f"{pupil.name}-{new.number}",
             "model": pupil.name,
             "number": new.number,
             "digest": new.digest,
-            "parent": parent,  # 0: `learned` below is the whole order, from a model that knew nothing
+            "parent": parent,
             "labels": pupil.learner.learned,
-            "learned": pupil.lessons[since:],
+            "learned": pupil.heard[max(0, new.state[0]) :],
             "when": self._now(),
+            "metrics": pupil.metrics(),
+            "reference": self._references[pupil.name],
+            "configuration": pupil.configuration,
         }
 
     def _ask(self, pupil: Pupil) -> None:
@@ -216,35 +264,10 @@ class Trainer:
         patience = 1.0 if wanting else ASK_SECONDS
         if not len(pupil.shortlist) or self.clock() - new.asked < patience:
             return
-        choice = pupil.choose(new.number)
+        choice = pupil.choose(new.number, self.clock())
         new.asked = self.clock()
-        self._asked.update({query.query_id: query for query in choice.opened})
-        self._events += [self._event(query, "open") for query in choice.opened]
-        self._events += [self._closed(query.query_id, "withdrawn") for query in choice.withdrawn]
-
-    def _closed(self, query_id: str, state: str) -> dict[str, Any]:
-        """The last event of a question; nothing is kept of it but the features in its pupil's hands."""
-        return self._event(self._asked.pop(query_id), state)
-
-    def _event(self, query: Query, state: str) -> dict[str, Any]:
-        by_member = [{"member": name, "probabilities": list(p)} for name, p in query.probabilities.items()]
-        pupil = self.pupils[query.model]
-        asked = pupil.asked.get(query.alert_id)
-        return {
-            **{name: getattr(query, name) for name in QUERY_FIELDS},
-            "event_id": _new_id(query.query_id),
-            "mjd": asked.mjd if asked else None,
-            "features": dict(query.features),
-            "classes": list(pupil.settings.classes),
-            "probabilities": by_member,
-            "when": self._now(),
-            "state": state,
-        }
-
-    def _write_queries(self) -> None:
-        if self._events:
-            self.queries.append(self._events)
-            self._events = []
+        self.questions.opened(choice.opened, self._now())
+        self.questions.closed([query.query_id for query in choice.withdrawn], "withdrawn", self._now())
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.clock(), UTC)
@@ -252,86 +275,103 @@ class Trainer:
     def release(self, why: str) -> None:
         """Log every model that changed since its last release; MLflow being away costs nothing but a late run."""
         self._released = self.clock()
-        for name, pupil in self.pupils.items():
-            new = self.newest[name]
-            if self.registry is not None and new.number != new.released and pupil.learner.learned:
-                self.registry.release(release_of(pupil, new, why, self._plan))
-                new.released = new.number
+        for pupil in self.pupils.values():
+            self._release(pupil, why)
+
+    def _release(self, pupil: Pupil, why: str) -> None:
+        """The configuration that serves, then its challengers: the registry keeps the order."""
+        new = self.newest[pupil.name]
+        if self.registry is None or new.number == new.released or not pupil.learner.learned:
+            return
+        best = pupil.runner_up()
+        for key, learner in sorted(pupil.learners.items(), key=lambda item: item[1] is not pupil.learner):
+            serves = learner is pupil.learner
+            frozen = learner.frozen()
+            made = release_of(
+                frozen,
+                pupil.settings,
+                snapshot=new.number,
+                plan=self._plan,
+                digest=new.digest if serves else provenance.put(self.root, frozen.snapshot()),
+                when=self.clock(),
+                why=why,
+                taught=pupil.taken,
+                unseen=pupil.progress.forecasts(key),
+                parents=(new.released,) if new.released else (),
+                configuration="" if key == OWN else key,
+                alias="champion" if serves else "challenger" if key == best else "",
+                example=pupil.example(key),
+                verdict=pupil.verdict if serves else "",
+            )
+            self.registry.release(made)
+        new.released = new.number
 
     # What was.
 
     def _resume(self) -> None:
         """Learn again what the snapshots record, in that order; withdraw the questions of whoever was before us."""
-        labels = {row["event_id"]: Label.of(row) for row in dicts(self.labels.read())}
-        self._recall_queries()
-        for row in sorted(dicts(self.snapshots.read()), key=lambda row: row["number"]):
-            if row["model"] in self.pupils:
-                self._recall(self.pupils[row["model"]], row, labels)
+        self.questions.recall(self._now())
+        labels = {row["event_id"]: _label(row) for row in dicts(self.labels.read())}
+        rows = sorted(dicts(self.snapshots.read()), key=lambda row: row["number"])
+        for name, pupil in self.pupils.items():
+            if own := [row for row in rows if row["model"] == name]:
+                self._recall(pupil, own, labels)
 
-    def _recall(self, pupil: Pupil, row: Mapping[str, Any], labels: Mapping[str, Label]) -> None:
-        new = self.newest[pupil.name]
-        if row["parent"] == 0:
-            pupil.begin()
-        for event_id in row["learned"] or ():
-            label = labels[event_id]
-            pupil.hear(label)
-            pupil.learn(label, self._asked_of(pupil, label))
-        new.number, new.digest, new.lessons = row["number"], row["digest"], len(pupil.lessons)
+    def _recall(self, pupil: Pupil, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> None:
+        last, new = rows[-1], self.newest[pupil.name]
+        if last["reference"]:
+            self._references[pupil.name] = last["reference"]
+            pupil.grow(from_bytes(provenance.get(self.root, last["reference"])))
+        heard = dict.fromkeys(event_id for row in rows for event_id in row["learned"] or ())
+        self._tell(pupil, [labels[event_id] for event_id in heard if event_id in labels])
+        new.number, new.digest, new.state = last["number"], last["digest"], self._state(pupil)
         new.released = new.number  # by whoever was before us, or with the next change
-
-    def _recall_queries(self) -> None:
-        last: dict[str, dict[str, Any]] = {}
-        for row in dicts(self.queries.read()):
-            last[row["query_id"]] = row
-            if row["model"] in self.pupils:
-                asked = Asked(row["features"], row["mjd"])
-                self.pupils[row["model"]].asked[row["alert_id"]] = asked
-        old = [row for row in last.values() if row["state"] in ("open", "claimed")]
-        now = self._now()
-        if old:
-            self.queries.append(
-                [
-                    row | {"state": "withdrawn", "when": now, "event_id": _new_id(row["query_id"])}
-                    for row in old
-                ]
+        if provenance.name_of(pupil.frozen.snapshot()) != last["digest"]:
+            log.warning(
+                "model %s, learned again, is not snapshot %d: other packages or settings made it",
+                pupil.name,
+                new.number,
             )
+            new.state = (new.state[0], "", "another")  # so that what is served is what we have
 
     def close(self) -> None:
         """A last release, and the registry's queue emptied as far as it goes in a few seconds."""
         self.release("the end of the run")
+        self.questions.close()
         if self.registry is not None:
             self.registry.close(7.0)
-
-
-QUERY_FIELDS = (
-    "query_id",
-    "model",
-    "survey",
-    "alert_id",
-    "object_id",
-    "strategy",
-    "reason",
-    "rank",
-    "snapshot",
-)
 
 
 def candidates(rows: pa.Table, columns: Iterable[str]) -> list[Candidate]:
     """Rows of the archive as candidates for a pool."""
     whole = {name: rows[name].combine_chunks() for name in rows.schema.names}
     features = features_table(whole, columns).to_pylist()
-    head = zip(
-        *(rows[name].to_pylist() for name in ("survey", "alert_id", "object_id", "mjd")),
-        features,
-        strict=True,
-    )
+    magnitudes = flux_to_magnitude(np.abs(values(whole["flux"])))
+    names = ("survey", "alert_id", "object_id", "mjd", "ra", "dec")
+    head = zip(*(rows[name].to_pylist() for name in names), magnitudes.tolist(), features, strict=True)
     return [
-        Candidate(survey, alert_id, object_id, mjd, found) for survey, alert_id, object_id, mjd, found in head
+        Candidate(
+            survey, alert_id, object_id, mjd, found, ra, dec, None if magnitude != magnitude else magnitude
+        )
+        for survey, alert_id, object_id, mjd, ra, dec, magnitude, found in head
     ]
 
 
-def _new_id(query_id: str) -> str:
-    return f"{query_id}-{uuid.uuid4().hex[:12]}"
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(content: bytes) -> pa.Table:
+    """The table of an Arrow stream."""
+    return pa.ipc.open_stream(content).read_all()
+
+
+def _label(row: Mapping[str, Any]) -> Label:
+    return Label.of({**row, "when": row["when"].timestamp() if row["when"] else 0.0})
 
 
 def _at(row: Mapping[str, Any], path: str) -> float | None:
@@ -340,44 +380,3 @@ def _at(row: Mapping[str, Any], path: str) -> float | None:
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return None if value is None else float(value)
-
-
-def release_of(pupil: Pupil, new: Newest, why: str, plan: str) -> Release:
-    """What MLflow is told of a model."""
-    settings, losses = pupil.settings, pupil.progress.losses
-    weights = dict(zip(settings.members, pupil.learner.weights.tolist(), strict=True))
-    curve = [(i + 1.0, mean) for i, mean in enumerate(running_means(losses))]
-    counts = Counter(label.label for label in pupil.ledger.to_learn(pupil.name))
-    return Release(
-        model=pupil.name,
-        snapshot=new.number,
-        digest=new.digest,
-        plan=plan,
-        state=pupil.frozen.snapshot(),
-        when=time.time(),
-        params={
-            "classes": ", ".join(settings.classes),
-            "members": ", ".join(settings.members),
-            "strategy": settings.strategy,
-            "columns": ", ".join(pupil.columns),
-            "seed": settings.seed,
-        },
-        metrics={
-            "labels": pupil.learner.learned,
-            "prequential_log_loss": curve[-1][1] if curve else 0.0,
-            **{f"weight.{name}": weight for name, weight in weights.items()},
-            **{f"labels.{_key(name)}": count for name, count in counts.items() if name},
-        },
-        curves={"prequential_log_loss": curve},
-        tags={"why": why},
-    )
-
-
-def running_means(values: Sequence[float], window: int = 50) -> list[float]:
-    """The mean of the last `window` values, at each."""
-    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
-
-
-def _key(name: str) -> str:
-    """A class as part of a metric's name: MLflow takes letters, digits and a few signs."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name)

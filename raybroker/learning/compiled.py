@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol, cast
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,17 @@ from numba import njit
 from numpy.typing import NDArray
 
 from raybroker.errors import did_you_mean
+from raybroker.learning.calibration import Calibration
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 
 SQUASH_LIMIT = 5.0  # asinh(74): what lies 74 spreads away says no more than that it is far
+SQRT_PI = math.sqrt(math.pi)
+SMALL, LARGE = 1e-200, 1e200  # a product of densities stays within
 PDF_FLOOR = 10e-10  # river.naive_bayes.gaussian._PDF_EPS
+PICKLED = b"\x80"  # the first byte of a pickle; what begins otherwise is compressed
+FACE = ("name", "classes", "columns", "members", "learned", "predict", "predict_matrix", "digest", "snapshot")
 TRUSTED = 500  # labels after which a member's probability may come as near to 0 as 1 in 500
 
 
@@ -32,7 +38,7 @@ class Prediction(NamedTuple):
     """Probabilities of each class, in the learner's order of classes; a row sums to 1."""
 
     members: Floats  # [members, rows, classes]
-    mixture: Floats  # [rows, classes]
+    mixture: Floats  # [rows, classes], calibrated
 
 
 class Part(Protocol):
@@ -80,7 +86,9 @@ class NaiveBayes:
     sigma: Floats  # [classes, columns]
 
     def predict(self, scaled: Floats) -> Floats:
-        made: Floats = _naive_bayes(scaled, self.prior, self.mean, self.sigma)
+        met = self.sigma > 0.0
+        steep = np.divide(math.sqrt(0.5), self.sigma, where=met, out=np.zeros_like(self.sigma))
+        made: Floats = _naive_bayes(scaled, self.prior, self.mean, steep)
         return made
 
 
@@ -129,6 +137,7 @@ class Frozen:
     scale: Scale
     parts: tuple[Part, ...]
     weights: Floats  # [members], sum 1
+    calibration: Calibration
 
     def predict(self, features: pa.Table | pa.RecordBatch) -> Prediction:
         """Probabilities for the rows of a table that holds at least the learner's columns; null is not known."""
@@ -137,38 +146,77 @@ class Frozen:
     def predict_matrix(self, features: Floats) -> Prediction:
         """The same for [rows, columns] in the learner's order of columns; NaN is not known."""
         scaled = self.scale.apply(features)
-        raw = np.stack([part.predict(scaled) for part in self.parts])
-        return mix(raw, self.weights, self.learned)
+        members = drawn(np.stack([part.predict(scaled) for part in self.parts]), self.learned)
+        return Prediction(members, calibrated(mixed(members, self.weights), self.calibration))
 
     def digest(self) -> str:
         """Sha256 over all that decides a score: two learners that learned the same have the same digest."""
         found = hashlib.sha256(repr((self.classes, self.columns, self.members, self.learned)).encode())
-        for holder in (self.scale, *self.parts):
-            for field in fields(cast(Any, holder)):
-                found.update(_bytes_of(getattr(holder, field.name)))
+        for holder in (self.scale, *self.parts, self.calibration):
+            for value in _bytes_of(holder):
+                found.update(value)
         found.update(self.weights.tobytes())
         return found.hexdigest()
 
     def snapshot(self) -> bytes:
-        """The bytes that `restore` reads."""
-        return pickle.dumps(self, protocol=5)
+        """The bytes that `restore` reads; the arrays of trees shrink to a third."""
+        return zlib.compress(pickle.dumps(self, protocol=5), level=1)
 
     @staticmethod
     def restore(data: bytes) -> Frozen:
         """The frozen learner from its bytes. Unpickles: the caller has checked where they come from."""
-        found = pickle.loads(data)
+        found = _unpacked(data)
         if not isinstance(found, Frozen):
             raise ValueError(f"these bytes hold a {type(found).__name__}, not a frozen learner")
         return found
 
 
-def mix(raw: Floats, weights: Floats, learned: int) -> Prediction:
-    """Members' answers [members, rows, classes], each drawn towards uniform by its inexperience, and their mixture."""
-    return Prediction(*_mix(raw, weights, float(min(learned, TRUSTED))))
+def restore(data: bytes) -> Any:
+    """What a snapshot holds: a `Frozen`, or for anomalies what has the same face. Unpickles, as `Frozen.restore`."""
+    found = _unpacked(data)
+    missing = [name for name in FACE if not hasattr(found, name)]
+    if missing:
+        raise ValueError(
+            f"these bytes hold a {type(found).__name__}, not a model that scores: no '{missing[0]}'"
+        )
+    return found
 
 
-def _bytes_of(value: Any) -> bytes:
-    return value.tobytes() if isinstance(value, np.ndarray) else pickle.dumps(value)
+def _unpacked(data: bytes) -> Any:
+    packed = data[:1] != PICKLED
+    return pickle.loads(zlib.decompress(data) if packed else data)
+
+
+def drawn(raw: Floats, learned: int) -> Floats:
+    """Members' answers [members, rows, classes], each drawn towards uniform by its inexperience; rows sum to 1."""
+    found: Floats = _drawn(raw, float(min(learned, TRUSTED)))
+    return found
+
+
+def mixed(members: Floats, weights: Floats) -> Floats:
+    """The mixture [rows, classes] of members [members, rows, classes], not calibrated."""
+    found: Floats = _mixed(members, weights)
+    return found
+
+
+def calibrated(mixture: Floats, calibration: Calibration) -> Floats:
+    """p' ~ exp(bias) * p ** slope; the same bits where there is nothing to change."""
+    if calibration.slope == 1.0 and not calibration.bias.any():
+        return mixture
+    found: Floats = _calibrated(mixture, calibration.slope, calibration.bias)
+    return found
+
+
+def _bytes_of(value: Any) -> Iterator[bytes]:
+    """Of arrays their bits, of what holds others its fields in their order, of the rest its pickle."""
+    if isinstance(value, np.ndarray):
+        yield value.tobytes()
+    elif isinstance(value, tuple) or is_dataclass(value):
+        held = value if isinstance(value, tuple) else [getattr(value, one.name) for one in fields(value)]
+        for each in held:
+            yield from _bytes_of(each)
+    else:
+        yield pickle.dumps(value)
 
 
 def matrix(features: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> Floats:
@@ -231,20 +279,28 @@ def _exponentiate(logs):  # type: ignore[no-untyped-def]  # pragma: no cover
 
 
 @njit(cache=True)
-def _naive_bayes(scaled, prior, mean, sigma):  # type: ignore[no-untyped-def]  # pragma: no cover
+def exponentiate(logs):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """In place: logs [rows, classes] to probabilities; NaN stands for a class that is not met."""
+    for row in range(logs.shape[0]):
+        _exponentiate(logs[row])
+
+
+@njit(cache=True)
+def _naive_bayes(scaled, prior, mean, steep):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """`steep` is 1 / (sqrt(2) sigma). Densities are multiplied and the log taken before the product may overflow."""
     classes = len(prior)
     made = np.empty((scaled.shape[0], classes))
     for row in range(scaled.shape[0]):
         for c in range(classes):
-            found = prior[c]
+            found, product = prior[c], 1.0
             for i in range(scaled.shape[1]):
                 if not math.isnan(scaled[row, i]):
-                    density = 0.0
-                    if sigma[c, i] > 0.0:
-                        away = (scaled[row, i] - mean[c, i]) / sigma[c, i]
-                        density = math.exp(-0.5 * away * away) / (math.sqrt(2.0 * math.pi) * sigma[c, i])
-                    found += math.log(PDF_FLOOR + density)
-            made[row, c] = found
+                    away = (scaled[row, i] - mean[c, i]) * steep[c, i]
+                    product *= PDF_FLOOR + math.exp(-away * away) * steep[c, i] / SQRT_PI
+                    if not SMALL < product < LARGE:
+                        found += math.log(product)
+                        product = 1.0
+            made[row, c] = found + math.log(product)
         _exponentiate(made[row])
     return made
 
@@ -297,10 +353,9 @@ def _forest(scaled, root, vote, nodes, leaves, observed):  # type: ignore[no-unt
 
 
 @njit(cache=True)
-def _mix(raw, weights, trust):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _drawn(raw, trust):  # type: ignore[no-untyped-def]  # pragma: no cover
     count, rows, classes = raw.shape
     members = np.empty(raw.shape)
-    mixture = np.zeros((rows, classes))
     for m in range(count):
         for row in range(rows):
             total = 0.0
@@ -309,5 +364,25 @@ def _mix(raw, weights, trust):  # type: ignore[no-untyped-def]  # pragma: no cov
             for c in range(classes):
                 share = raw[m, row, c] / total if total > 0.0 else 1.0 / classes
                 members[m, row, c] = (trust * share + 1.0) / (trust + classes)
+    return members
+
+
+@njit(cache=True)
+def _mixed(members, weights):  # type: ignore[no-untyped-def]  # pragma: no cover
+    count, rows, classes = members.shape
+    mixture = np.zeros((rows, classes))
+    for m in range(count):
+        for row in range(rows):
+            for c in range(classes):
                 mixture[row, c] += weights[m] * members[m, row, c]
-    return members, mixture
+    return mixture
+
+
+@njit(cache=True)
+def _calibrated(mixture, slope, bias):  # type: ignore[no-untyped-def]  # pragma: no cover
+    made = np.empty(mixture.shape)
+    for row in range(mixture.shape[0]):
+        for c in range(mixture.shape[1]):
+            made[row, c] = slope * math.log(mixture[row, c]) + bias[c]
+        _exponentiate(made[row])
+    return made

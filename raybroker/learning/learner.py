@@ -19,13 +19,28 @@ from numpy.typing import NDArray
 
 from raybroker.errors import did_you_mean
 from raybroker.learning import members
-from raybroker.learning.compiled import Floats, Frozen, Prediction, Scale, matrix, mix
+from raybroker.learning.calibration import Calibrator
+from raybroker.learning.compiled import (
+    Floats,
+    Frozen,
+    Prediction,
+    Scale,
+    calibrated,
+    drawn,
+    matrix,
+    mixed,
+)
+from raybroker.learning.drifting import Change
+from raybroker.learning.windowed import WindowMember
 
-MEMBERS = ("softmax", "naive_bayes", "forest")
+MEMBERS = ("softmax", "naive_bayes", "forest", "window")
+WINDOW = 2_000  # labels that the member "window" learns from
 REMEMBERED = 256  # labels that the scale is measured on; until then members are taught again when it changes
 SETTLED = 64  # values after which a column's scale stays
 LOSS_DECAY = 0.99  # per label: a member is judged on its last hundred or so
-ETA = 0.3  # how fast the mixture leaves a member that loses
+# How fast the mixture leaves a member that loses. Bayes would have 1; but the labels of one object, and of one month, say
+# the same again, and a mixture that jumps between members ranks worse than their mean (docs/decisions/mixture.md).
+ETA = 0.05
 
 
 class Learned(NamedTuple):
@@ -34,6 +49,14 @@ class Learned(NamedTuple):
     prediction: Prediction
     losses: Floats  # [members, rows], log-loss in nats
     mixture_losses: Floats  # [rows]
+
+
+class Test(NamedTuple):
+    """How a label is used beside being learned. Its prediction is delayed: it was made when the alert was asked."""
+
+    before: Floats  # [members, classes]; a member's row with NaN: not known, so it is asked now
+    pick: bool  # a random pick: calibration learns from it
+    unseen: bool  # no label of its object was learned before the prediction: only then does it count
 
 
 class Learner:
@@ -49,16 +72,18 @@ class Learner:
         columns: Sequence[str],
         members: Sequence[str] = MEMBERS,
         seed: int = 0,
+        window: int = WINDOW,
     ) -> None:
         for what, given, least in (("classes", classes, 2), ("columns", columns, 1), ("members", members, 1)):
             if len(set(given)) != len(given) or len(given) < least:
                 raise ValueError(
                     f"model '{name}' needs at least {least} {what}, each once; it got {list(given)}"
                 )
-        self.name, self.seed = name, seed
+        self.name, self.seed, self.window = name, seed, window
         self.classes, self.columns, self.member_names = tuple(classes), tuple(columns), tuple(members)
         self.learned = 0
         self.losses = np.zeros(len(self.member_names))  # decayed sums
+        self._calibrator, self._change = Calibrator(len(self.classes)), Change(window)
         self._scale = Scale(np.zeros(len(columns)), np.zeros(len(columns)))
         self._settled = np.zeros(len(columns), bool)
         self._recent: deque[tuple[Floats, int]] = deque(maxlen=REMEMBERED)
@@ -66,7 +91,8 @@ class Learner:
         self._frozen: Frozen | None = None
 
     def _fresh(self) -> list[members.Member]:
-        return [members.make(name, self.classes, self.columns, self.seed) for name in self.member_names]
+        task = members.Task(self.classes, self.columns, self.seed, self.window)
+        return [members.make(name, task) for name in self.member_names]
 
     @property
     def weights(self) -> Floats:
@@ -74,14 +100,31 @@ class Learner:
         raw = np.exp(-ETA * (self.losses - self.losses.min()))
         return raw / raw.sum()
 
-    def learn(self, features: pa.Table | pa.RecordBatch, labels: Sequence[str]) -> Learned:
-        """Test, then train, row by row. An unknown class raises before anything is learned."""
+    def learn(
+        self,
+        features: pa.Table | pa.RecordBatch,
+        labels: Sequence[str],
+        *,
+        before: Floats | None = None,
+        picks: Sequence[bool] | None = None,
+        unseen: Sequence[bool] | None = None,
+    ) -> Learned:
+        """Test, then train, row by row. An unknown class raises before anything is learned.
+
+        before: [members, rows, classes], `Prediction.members` of when the alerts came or were asked: a test that is
+            made only now flatters members that memorize, if other alerts of the object were learned meanwhile. A
+            member's row with NaN is not known: that member is asked now.
+        picks: which rows were asked at random; calibration learns from these only. None: no row was.
+        unseen: of which rows no label of the same object was learned before their prediction was made. Others do not
+            count: neither for the weights nor for calibration, nor as a sign of change. None: all are.
+        """
         numbers = [self._number(label) for label in labels]
         rows = matrix(features, self.columns)
         if len(rows) != len(numbers):
             raise ValueError(f"model '{self.name}': {len(rows)} rows of features for {len(numbers)} labels")
-        tested = [self._learn_one(row, label) for row, label in zip(rows, numbers, strict=True)]
-        return self._report(tested, numbers)
+        tests = self._tests(len(rows), before, picks, unseen)
+        told = zip(rows, numbers, tests, strict=True)
+        return self._report([self._learn_one(*one) for one in told], numbers)
 
     def _number(self, label: str) -> int:
         if label not in self.classes:
@@ -91,20 +134,63 @@ class Learner:
             )
         return self.classes.index(label)
 
-    def _learn_one(self, row: Floats, label: int) -> Prediction:
-        tested = self._test(row)
-        self.losses = LOSS_DECAY * self.losses - np.log(tested.members[:, 0, label])
+    def _tests(
+        self,
+        rows: int,
+        before: Floats | None,
+        picks: Sequence[bool] | None,
+        unseen: Sequence[bool] | None,
+    ) -> list[Test]:
+        shape = (len(self.member_names), rows, len(self.classes))
+        said = np.full(shape, np.nan) if before is None else np.asarray(before, float)
+        if said.shape != shape:
+            raise ValueError(
+                f"model '{self.name}': `before` is {said.shape}; members, rows, classes are {shape}"
+            )
+        picked = [False] * rows if picks is None else picks
+        new = [True] * rows if unseen is None else unseen
+        for what, given in (("picks", picked), ("unseen", new)):
+            if len(given) != rows:
+                raise ValueError(f"model '{self.name}': {len(given)} `{what}` for {rows} rows of features")
+        return [Test(said[:, i], bool(picked[i]), bool(new[i])) for i in range(rows)]
+
+    def _learn_one(self, row: Floats, label: int, test: Test) -> Prediction:
+        said = self._said(row, test.before)
+        mixture = mixed(said, self.weights)
+        tested = Prediction(said, calibrated(mixture, self._calibrator.current()))
+        changed = test.unseen and self._judge(said[:, 0], mixture[0], label, test.pick)
         self._frozen = None
         self._recent.append((row.copy(), label))
         self.learned += 1
-        if not self._rescale():
+        if self._rescale():
+            changed = changed or self._change.since > 0  # they were taught what came before the change, too
+        else:
             self._teach(row, label)
+        if changed:
+            self._turn()
         return tested
 
-    def _test(self, row: Floats) -> Prediction:
+    def _said(self, row: Floats, before: Floats) -> Floats:
+        """[members, 1, classes]: what was said before, and where that is not known, what is said now."""
+        known = np.asarray(np.isfinite(before).all(axis=1))
+        if known.all():
+            return before[:, None, :]
         scaled = self._scale.apply(row[None, :])[0]
         raw = np.stack([member.predict_one(scaled) for member in self._members])
-        return mix(raw[:, None, :], self.weights, self.learned)
+        return np.where(known[:, None, None], before[:, None, :], drawn(raw[:, None, :], self.learned))
+
+    def _judge(self, said: Floats, mixture: Floats, label: int, pick: bool) -> bool:
+        """Count an honest test; True if it shows that the stream changed."""
+        self.losses = LOSS_DECAY * self.losses - np.log(said[:, label])
+        if pick:
+            self._calibrator.learn(mixture, label)
+        return self._change.noticed(1.0 - float(mixture[label]), self.learned)
+
+    def _turn(self) -> None:
+        """Let members that refit forget what came before the last change."""
+        for member in self._members:
+            if isinstance(member, WindowMember):
+                member.changed(self.learned - self._change.since)
 
     def _teach(self, row: Floats, label: int) -> None:
         scaled = self._scale.apply(row[None, :])[0]
@@ -147,7 +233,8 @@ class Learner:
         if self._frozen is None:
             parts = tuple(member.compile() for member in self._members)
             names = (self.name, self.classes, self.columns, self.member_names)
-            self._frozen = Frozen(*names, self.learned, self._scale, parts, self.weights)
+            calibration = self._calibrator.current()
+            self._frozen = Frozen(*names, self.learned, self._scale, parts, self.weights, calibration)
         return self._frozen
 
     def snapshot(self) -> bytes:

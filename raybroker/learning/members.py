@@ -12,14 +12,15 @@ import math
 import pickle
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from river import forest, linear_model, naive_bayes, optim
+from river import ensemble, forest, linear_model, naive_bayes, optim, tree
 
 from raybroker.errors import SettingsError, did_you_mean
 from raybroker.learning import compiled
 from raybroker.learning.compiled import Floats, Part
+from raybroker.learning.windowed import WindowMember
 
 ADAPTATION = 0.01  # the softmax scaler forgets over some 100 labels, as AdaptiveStandardScaler(0.01)
 HALF_LOG_TAU = 0.5 * math.log(math.tau)
@@ -36,20 +37,32 @@ class Member(Protocol):
     def compile(self) -> Part: ...
 
 
-def make(name: str, classes: Sequence[str], columns: Sequence[str], seed: int) -> Member:
+class Task(NamedTuple):
+    """What a member is made for."""
+
+    classes: tuple[str, ...]
+    columns: tuple[str, ...]
+    seed: int
+    window: int  # labels that a refitted member learns from
+
+
+def make(name: str, task: Task) -> Member:
     """The member of that name, fresh."""
+    shape = (len(task.classes), len(task.columns), task.seed)
+    if name == "window":
+        return WindowMember(*shape, task.window)
     if name in BUILT_IN:
-        return BUILT_IN[name](len(classes), len(columns), seed)
-    if ":" not in name:
-        near = did_you_mean(name, BUILT_IN)
+        return BUILT_IN[name](*shape)
+    if name not in RIVER and ":" not in name:
+        names = sorted(["window", *BUILT_IN, *RIVER])
         raise SettingsError(
-            f"no member '{name}'{near}: give one of {sorted(BUILT_IN)} or 'package.module:factory'"
+            f"no member '{name}'{did_you_mean(name, names)}: give one of {names} or 'package.module:factory'"
         )
-    model = load_dotted(name)(seed)
+    model = (RIVER[name] if name in RIVER else load_dotted(name))(task.seed)
     for method in ("learn_one", "predict_proba_one"):
         if not hasattr(model, method):
             raise SettingsError(f"member '{name}' made a {type(model).__name__}, which has no {method}")
-    return RiverMember(model, tuple(classes), tuple(columns))
+    return RiverMember(model, task.classes, task.columns)
 
 
 def load_dotted(path: str) -> Callable[..., Any]:
@@ -295,3 +308,16 @@ BUILT_IN: dict[str, Callable[[int, int, int], Member]] = {
     "naive_bayes": NaiveBayesMember,
     "forest": ForestMember,
 }
+
+
+def bagging(seed: int) -> Any:
+    """Leveraging bagging of ten Hoeffding trees."""
+    return ensemble.LeveragingBaggingClassifier(tree.HoeffdingTreeClassifier(), n_models=10, seed=seed)
+
+
+def patches(seed: int) -> Any:
+    """Streaming random patches: ten Hoeffding trees, each on a part of features and labels."""
+    return ensemble.SRPClassifier(tree.HoeffdingTreeClassifier(), n_models=10, seed=seed)
+
+
+RIVER: dict[str, Callable[[int], Any]] = {"bagging": bagging, "patches": patches}  # not compiled: row by row

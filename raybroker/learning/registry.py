@@ -1,8 +1,9 @@
 """Releases to MLflow, behind a queue and a thread: MLflow down, slow or answering 500 costs nothing but late runs.
 
-A release is a run: parameters, metrics, a learning curve, and the frozen model as a pyfunc that
-`mlflow.pyfunc.load_model` opens. MLflow has no flavour for River, so the model is our own file and this module its
-loader. MLflow is imported in the thread, since that takes seconds.
+A release is a run (see `release`) with the frozen model as a pyfunc, and a version of the registered model
+`raybroker.MODEL`, which `mlflow.pyfunc.load_model("models:/raybroker.MODEL@champion")` opens. MLflow has no flavour for
+River, so the model is our own file and this module its loader. MLflow is imported in the thread, since that takes
+seconds.
 """
 
 from __future__ import annotations
@@ -10,44 +11,35 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from raybroker.learning.compiled import Frozen, matrix
+from raybroker.errors import RaybrokerError
+from raybroker.learning import release as releases
+from raybroker.learning.compiled import Frozen, matrix, restore
+from raybroker.learning.release import Release
 
 log = logging.getLogger(__name__)
 
 METRICS_PER_CALL = 500  # the server takes at most 1,000
+PARAMS_PER_CALL = 100
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves; MLflow's own retries hold a close for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-Curve = Sequence[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Release:
-    """One released snapshot of one model, and what is known of how good it is."""
-
-    model: str
-    snapshot: int
-    digest: str  # of `state`
-    plan: str  # digest of the plan that made the features
-    state: bytes  # Frozen.snapshot()
-    when: float  # seconds since 1970, UTC
-    params: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Curve] = field(default_factory=dict)  # name -> (labels learned, value)
-    tags: Mapping[str, str] = field(default_factory=dict)
+SQLITE = "sqlite:///"
+# what a server without a model registry says, or one that does not take our files as a version's source
+UNREGISTERED = {"INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED"}
 
 
 @dataclass
@@ -56,6 +48,7 @@ class Job:
 
     release: Release
     run_id: str = ""
+    tried: bool = False  # then a run may be there of which we never heard
 
 
 class Registry:
@@ -175,27 +168,143 @@ class Registry:
     def _log(self, job: Job) -> None:
         client, release = self._client(), job.release
         when = int(release.when * 1000)
-        if not job.run_id:
-            name = f"{release.model}-{release.snapshot}"
-            job.run_id = client.create_run(self._experiment(client), when, _tags(release), name).info.run_id
+        job.run_id = job.run_id or self._run(client, job)
         for metrics, params in _batches(release):
             client.log_batch(job.run_id, metrics=metrics, params=params)
         with tempfile.TemporaryDirectory() as folder:
             write_files(release, Path(folder))
             client.log_artifacts(job.run_id, folder)
+        _register(client, release, job.run_id)
         client.set_terminated(job.run_id, "FINISHED", when)
 
-    def _client(self) -> Any:
-        prepare()
-        from mlflow import MlflowClient
+    def _run(self, client: Any, job: Job) -> str:
+        """The run's id: a new one, or one that an answer lost on its way did not tell of."""
+        release, experiment = job.release, self._experiment(client)
+        again, job.tried = job.tried, True
+        if again:
+            same = (
+                f"attributes.run_name = '{release.name}' and tags.`raybroker.when` = '{release.order[1]}' "
+                f"and tags.`raybroker.digest` = '{release.digest}'"
+            )
+            if found := client.search_runs([experiment], same, max_results=1):
+                return str(found[0].info.run_id)
+        made = client.create_run(experiment, int(release.when * 1000), releases.tags(release), release.name)
+        return str(made.info.run_id)
 
-        return MlflowClient(tracking_uri=self.tracking_uri)
+    def _client(self) -> Any:
+        return _client(self.tracking_uri)
 
     def _experiment(self, client: Any) -> str:
-        found = client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(client.create_experiment(self.experiment, artifact_location=self.artifacts))
+        return _experiment(client, self.experiment, self.artifacts)
+
+
+def _client(tracking_uri: str) -> Any:
+    prepare()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def _experiment(client: Any, name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+def _register(client: Any, release: Release, run_id: str) -> None:
+    """Make the run a version of its registered model and point the alias to it, unless a newer release has it.
+
+    A server that keeps no registered models loses nothing else: the run is whole.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = registered_name(release.model)
+    try:
+        version = _version(client, name, run_id, release)
+        if release.alias and release.order >= _holder(client, name, release.alias, version):
+            client.set_registered_model_alias(name, release.alias, version)
+    except MlflowException as error:
+        if error.error_code not in UNREGISTERED:
+            raise
+        log.warning("run %s of %s is logged, but not as a model version: %s", run_id, release.name, error)
+
+
+def registered_name(model: str) -> str:
+    """A model's name in MLflow's model registry."""
+    return f"raybroker.{model}"
+
+
+def _version(client: Any, name: str, run_id: str, release: Release) -> str:
+    """The run's version, made now or by a try whose answer was lost."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if found:
+        return str(found[0].version)
+    source = f"{client.get_run(run_id).info.artifact_uri}/model"
+    made = client.create_model_version(name, source, run_id, releases.tags(release), await_creation_for=0)
+    return str(made.version)
+
+
+def _holder(client: Any, name: str, alias: str, ours: str) -> tuple[int, int]:
+    """The order of the release that has the alias now; the least of all where none, or no release of ours, has it."""
+    held = client.get_registered_model(name).aliases.get(alias)
+    if held is None or str(held) == ours:
+        return -1, -1
+    told = client.get_model_version(name, held).tags
+    try:
+        return int(told["raybroker.snapshot"]), int(told["raybroker.when"])
+    except (KeyError, ValueError):
+        return -1, -1
+
+
+def log_evaluation(
+    tracking_uri: str,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    files: Iterable[Path] = (),
+) -> str:
+    """A finished run of an evaluation with its files; returns its id, or raises a RaybrokerError where MLflow is away.
+
+    Signs that MLflow does not take in a name become '_'; what is not finite is left out.
+    """
+    release = Release(
+        name, 0, "", "", b"", time.time(), params, {_plain(key): v for key, v in metrics.items()}
+    )
+    try:
+        client = _client(tracking_uri)
+        place = _experiment(client, experiment, _beside(tracking_uri))
+        run_id = str(
+            client.create_run(place, run_name=name, tags={"raybroker.kind": "evaluation"}).info.run_id
+        )
+        for batch, given in _batches(release):
+            client.log_batch(run_id, metrics=batch, params=given)
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        client.set_terminated(run_id)
+    except Exception as error:  # MLflow, its store, its server, the network: all the same to who asked
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise RaybrokerError(f"MLflow at {tracking_uri} did not take the run '{name}': {reason}") from error
+    return run_id
+
+
+def _beside(tracking_uri: str) -> str | None:
+    """Where a local store's files go: into `mlflow` beside its database, not into the folder we happen to be in."""
+    if not tracking_uri.startswith(SQLITE):
+        return None
+    return (Path(tracking_uri.removeprefix(SQLITE)).resolve().parent / "mlflow").as_uri()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w\-. /]", "_", name)
 
 
 def prepare() -> None:
@@ -210,16 +319,6 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", module=r"(mlflow|alembic)(\.|$)")
 
 
-def _tags(release: Release) -> dict[str, str]:
-    own = {
-        "model": release.model,
-        "snapshot": release.snapshot,
-        "digest": release.digest,
-        "plan": release.plan,
-    }
-    return {**release.tags, **{f"raybroker.{name}": str(value) for name, value in own.items()}}
-
-
 def _batches(release: Release) -> list[tuple[list[Any], list[Any]]]:
     """The calls of `log_batch`: `log_metric` alone does 49 a second."""
     from mlflow.entities import Metric, Param
@@ -231,25 +330,45 @@ def _batches(release: Release) -> list[tuple[list[Any], list[Any]]]:
     metrics = [Metric(name, value, when, step) for name, value, step in named if math.isfinite(value)]
     params = [Param(name, str(value)[:6000]) for name, value in release.params.items()]
     chunks = [metrics[i : i + METRICS_PER_CALL] for i in range(0, len(metrics), METRICS_PER_CALL)] or [[]]
-    return [(chunk, params[:100] if i == 0 else []) for i, chunk in enumerate(chunks)]
+    return [(chunk, params[:PARAMS_PER_CALL] if i == 0 else []) for i, chunk in enumerate(chunks)]
 
 
 def write_files(release: Release, folder: Path) -> None:
-    """The files of a run: `model/` for `mlflow.pyfunc.load_model`, and `plots/`."""
+    """The files of a run: those of `release.write`, and `model/` for `mlflow.pyfunc.load_model`."""
     from mlflow import pyfunc
 
+    releases.write(release, folder)
     state = folder / "frozen.bin"
     state.write_bytes(release.state)
+    frozen = restore(release.state)
+    signature, example = _described(frozen, release.example)
     pyfunc.save_model(
         str(folder / "model"),
         loader_module=__name__,
         data_path=str(state),
-        pip_requirements=["raybroker", "mlflow"],
+        pip_requirements=_pinned(),
+        signature=signature,
+        input_example=example,
     )
     state.unlink()
-    (folder / "plots").mkdir()
-    for name, curve in release.curves.items():
-        (folder / "plots" / f"{name}.svg").write_text(svg(name, curve))
+
+
+def _pinned() -> list[str]:
+    """What opens the model again, in the versions that are here."""
+    found = releases.environment()["packages"]
+    return [f"{name}=={found[name]}" if name in found else name for name in ("raybroker", "mlflow")]
+
+
+def _described(frozen: Frozen, given: Mapping[str, float | None]) -> tuple[Any, Any]:
+    """The model's signature, and a row that it takes: one double per column, NaN where it is not known."""
+    import pandas
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    inputs = Schema([ColSpec("double", name) for name in frozen.columns])
+    outputs = Schema([ColSpec("double", name) for name in frozen.classes])
+    row = {name: [math.nan if given.get(name) is None else given[name]] for name in frozen.columns}
+    return ModelSignature(inputs, outputs), pandas.DataFrame(row, dtype="float64")
 
 
 class Served:
@@ -267,32 +386,4 @@ class Served:
 
 def _load_pyfunc(path: str) -> Served:
     """MLflow's hook: the name is theirs."""
-    return Served(Frozen.restore(Path(path).read_bytes()))
-
-
-def svg(title: str, curve: Curve, width: int = 640, height: int = 320) -> str:
-    """A learning curve as a picture of a kilobyte, which needs nothing to be seen."""
-    points = [(float(x), float(y)) for x, y in curve if y == y] or [(0.0, 0.0)]
-    (left, right), (low, high) = (_range([p[i] for p in points]) for i in (0, 1))
-    placed = " ".join(
-        f"{40 + (x - left) / (right - left) * (width - 60):.1f},{height - 30 - (y - low) / (high - low) * (height - 60):.1f}"
-        for x, y in points
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="white"/><text x="40" y="18">{_escaped(title)}</text>'
-        f'<path d="M40 30V{height - 30}H{width - 20}" fill="none" stroke="#888"/>'
-        f'<text x="2" y="36">{high:.3g}</text><text x="2" y="{height - 30}">{low:.3g}</text>'
-        f'<text x="40" y="{height - 12}">{left:g}</text>'
-        f'<text x="{width - 20}" y="{height - 12}" text-anchor="end">{right:g} labels</text>'
-        f'<polyline points="{placed}" fill="none" stroke="#1f77b4" stroke-width="2"/></svg>'
-    )
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low, low + 1.0)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    return Served(restore(Path(path).read_bytes()))

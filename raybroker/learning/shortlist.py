@@ -3,6 +3,11 @@
 The list is a queue of slots. A slot is for a random pick with probability `random_share`, decided when it joins at the
 end; an answer takes a slot out and the others move up. So whoever works down from the top answers that share of random
 picks, whatever the strategy, and these labels are an honest test set.
+
+A question that stands keeps its slot as long as the strategy still ranks it among twice as many rows as there are
+slots; of those that fell behind one is taken back, the last, in as many snapshots as there are slots. So a person's
+list does not jump under their eyes and the log does not fill with changes of mind: ten labels that one model asked for
+teach as much as ten that were asked for one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +24,9 @@ import pyarrow as pa
 
 from raybroker.learning import strategies
 from raybroker.learning.compiled import Prediction
-from raybroker.learning.strategies import Floats, Pool, Strategy
+from raybroker.learning.strategies import Pool, Strategy, reason
+
+STAY = 2  # a standing question stays while it is among the best of so many times the slots
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,12 @@ class Candidate:
     object_id: str | None
     mjd: float
     features: Mapping[str, float | None]
+    ra: float | None = None
+    dec: float | None = None
+    magnitude: float | None = None  # of |flux|
+    drawn: bool = (
+        True  # it is in the pool by chance, or as all are: so it may be a random pick (see `arrival`)
+    )
 
     @property
     def key(self) -> str:
@@ -49,10 +62,14 @@ class Query:
     object_id: str | None
     strategy: str  # or 'random'
     reason: str
-    rank: int  # 0 is asked first
+    rank: int  # the lowest is asked first; it stays what it is while the question stands
     snapshot: int
     features: Mapping[str, float | None]
     probabilities: Mapping[str, tuple[float, ...]]  # by member, and 'mixture', in the order of the classes
+    mjd: float = math.nan  # of the alert
+    ra: float | None = None
+    dec: float | None = None
+    magnitude: float | None = None
 
     @property
     def key(self) -> str:
@@ -73,14 +90,23 @@ class Choice(NamedTuple):
 
 @dataclass
 class Slot:
-    """A place in the list; its query is None while the pool has nothing for it."""
+    """A place in the list; its query is None while the pool has nothing for it, or no more may be asked."""
 
+    number: int  # in the order of joining: the rank of whatever is asked here
     random: bool
     query: Query | None = None
 
+    @property
+    def key(self) -> str | None:
+        """Of its query."""
+        return self.query.key if self.query else None
+
 
 class Shortlist:
-    """The pool and the open questions of one model. Time and chance come in as arguments."""
+    """The pool and the open questions of one model. Time and chance come in as arguments.
+
+    `budget` is how many questions stand open at a time.
+    """
 
     def __init__(
         self,
@@ -90,15 +116,19 @@ class Shortlist:
         *,
         budget: int = 10,
         random_share: float = 0.1,
-        max_age_days: float = 30.0,
+        oldest_days: float = 30.0,
+        faintest: float | None = None,
         pool: int = 5_000,
     ) -> None:
         self.model, self.classes, self.members = model, tuple(classes), tuple(members)
-        self.budget, self.random_share = budget, random_share
-        self.max_age_days, self.pool_size = max_age_days, pool
+        self.budget, self.random_share, self.pool_size = budget, random_share, pool
+        self.oldest_days, self.faintest = oldest_days, faintest
         self._candidates: dict[str, Candidate] = {}
         self._answered: set[str] = set()
         self._slots: list[Slot] = []
+        self._joined = 0
+        self._held: dict[str, float] = {}  # by query id, until when
+        self._take_back_from = 0  # the snapshot at which the next question may be taken back
 
     def __len__(self) -> int:
         return len(self._candidates)
@@ -115,17 +145,29 @@ class Shortlist:
     @property
     def open(self) -> list[Query]:
         """The open questions, in the order to ask them."""
-        asked = [slot.query for slot in self._slots if slot.query is not None]
-        return [dataclasses.replace(query, rank=rank) for rank, query in enumerate(asked)]
+        return [slot.query for slot in self._slots if slot.query is not None]
+
+    # The pool.
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         """Take alerts into the pool: the newest of each object, and of these the newest `pool`."""
         for candidate in candidates:
             known = self._candidates.get(candidate.key)
-            if candidate.key not in self._answered and (known is None or _age(candidate) > _age(known)):
-                self._candidates[candidate.key] = candidate
+            if candidate.key in self._answered or (known is None and self._is_faint(candidate)):
+                continue
+            if known is None or _age(candidate) > _age(known):
+                drawn = candidate.drawn or (known is not None and known.drawn)  # chance is of the object
+                self._candidates[candidate.key] = dataclasses.replace(candidate, drawn=drawn)
         if len(self._candidates) > self.pool_size:
             self._keep(sorted(self._candidates.values(), key=_age)[-self.pool_size :])
+
+    def _is_faint(self, candidate: Candidate) -> bool:
+        """Whether it is known to be too faint to follow up."""
+        return (
+            self.faintest is not None
+            and candidate.magnitude is not None
+            and candidate.magnitude > self.faintest
+        )
 
     def _keep(self, candidates: Iterable[Candidate]) -> None:
         kept = {candidate.key for candidate in candidates} | {query.key for query in self.open}
@@ -136,27 +178,37 @@ class Shortlist:
         key = object_id or alert_id
         self._answered.add(key)
         self._candidates.pop(key, None)
-        self._slots = [slot for slot in self._slots if slot.query is None or slot.query.key != key]
+        self._slots = [slot for slot in self._slots if slot.key != key]
 
     def reopen(self, alert_id: str, object_id: str | None) -> None:
         """Its answer was withdrawn: its next alert may be asked again."""
         self._answered.discard(object_id or alert_id)
 
-    def expire(self, mjd: float) -> list[Query]:
-        """Forget what is older than `max_age_days`; the open questions among it are withdrawn and returned."""
-        old = {key for key, found in self._candidates.items() if mjd - found.mjd > self.max_age_days}
-        self._candidates = {key: found for key, found in self._candidates.items() if key not in old}
-        withdrawn = [query for query in self.open if query.key in old]
-        self._empty(old)
+    def expire(self, mjd: float, now: float = 0.0) -> list[Query]:
+        """Forget what is older than `oldest_days`, or fainter than `faintest`; its open questions are withdrawn.
+
+        Those are returned. What somebody holds at `now` (see `hold`) stays, and leaves later.
+        """
+        held = {slot.key for slot in self._slots if self._is_held(slot, now)}
+        gone = {
+            key
+            for key, found in self._candidates.items()
+            if (mjd - found.mjd > self.oldest_days or self._is_faint(found)) and key not in held
+        }
+        self._candidates = {key: found for key, found in self._candidates.items() if key not in gone}
+        return self._empty(slot for slot in self._slots if slot.key in gone)
+
+    def _empty(self, slots: Iterable[Slot]) -> list[Query]:
+        """Take the questions out of these slots."""
+        withdrawn = []
+        for slot in slots:
+            if slot.query is not None:
+                withdrawn.append(slot.query)
+                slot.query = None
         return withdrawn
 
-    def _empty(self, keys: Collection[str]) -> None:
-        for slot in self._slots:
-            if slot.query is not None and slot.query.key in keys:
-                slot.query = None
-
     def features(self, columns: Sequence[str]) -> pa.Table:
-        """The pool's features, in the order of `pool`."""
+        """The pool's features, in the order of `pool`: these columns and no other."""
         found = [candidate.features for candidate in self._candidates.values()]
         arrays = [pa.array([one.get(column) for one in found], pa.float64()) for column in columns]
         return pa.table(arrays, names=list(columns))
@@ -169,101 +221,148 @@ class Shortlist:
         ids = tuple(one.alert_id for one in found), tuple(one.object_id for one in found)
         return Pool(*ids, prediction.members, prediction.mixture, features)
 
-    def choose(
-        self, name: str, strategy: Strategy, pool: Pool, snapshot: int, rng: np.random.Generator
-    ) -> Choice:
-        """Fill the slots anew: random picks stay until they are answered, the others are the strategy's best now.
+    # The questions.
 
-        A question that is chosen again keeps its id and the features it was asked with.
+    def hold(self, query_id: str, until: float) -> bool:
+        """Somebody looks at it: it stays in its slot until then (seconds, as `now` of the others), or is let go by 0.
+
+        False if that question is not open.
         """
-        before = {query.key: query for query in self.open}
-        kinds = [bool(rng.random() < self.random_share) for _ in range(self.budget - len(self._slots))]
-        self._slots += [Slot(random) for random in kinds]
-        keys = [object_id or alert for object_id, alert in zip(pool.object_ids, pool.alert_ids, strict=True)]
-        self._draw(keys, pool, snapshot, rng)
-        self._rank(name, strategy, keys, pool, snapshot, rng)
-        after = {query.key: query for query in self.open}
-        opened = [query for key, query in after.items() if _id(before.get(key)) != query.query_id]
-        withdrawn = [query for key, query in before.items() if _id(after.get(key)) != query.query_id]
-        return Choice(opened, withdrawn)
+        if all(query.query_id != query_id for query in self.open):
+            return False
+        self._held[query_id] = until
+        return True
 
-    def _draw(self, keys: Sequence[str], pool: Pool, snapshot: int, rng: np.random.Generator) -> None:
-        taken = {slot.query.key for slot in self._slots if slot.random and slot.query}
-        empty = [slot for slot in self._slots if slot.random and slot.query is None]
-        rows = iter(row for row in strategies.random(pool, len(pool), rng) if self._may(keys[row], taken))
-        for slot, row in zip(empty, rows, strict=False):
-            slot.query = self._query("random", keys[row], row, pool, snapshot)
+    def _is_held(self, slot: Slot, now: float) -> bool:
+        return slot.query is not None and self._held.get(slot.query.query_id, -math.inf) > now
 
-    def _rank(
+    def choose(
         self,
         name: str,
         strategy: Strategy,
-        keys: Sequence[str],
         pool: Pool,
         snapshot: int,
         rng: np.random.Generator,
-    ) -> None:
-        taken = {slot.query.key for slot in self._slots if slot.random and slot.query}
-        slots = [slot for slot in self._slots if not slot.random]
-        known = {slot.query.key: slot.query for slot in slots if slot.query}
-        best = [row for row in strategy(pool, len(slots) + len(taken), rng) if self._may(keys[row], taken)]
-        made = [known.get(keys[row]) or self._query(name, keys[row], row, pool, snapshot) for row in best]
-        for i, slot in enumerate(slots):
-            slot.query = made[i] if i < len(made) else None
+        *,
+        allowance: int | None = None,
+        now: float = 0.0,
+    ) -> Choice:
+        """Fill the slots: random picks stay until they are answered, the others while the strategy thinks well of them.
 
-    def _may(self, key: str, taken: Collection[str]) -> bool:
+        At most `allowance` questions stand open then, the first of the list and what somebody holds at `now`; None is
+        no limit. A question that stays keeps its id, its rank and the features it was asked with.
+        """
+        before = {query.query_id: query for query in self.open}
+        self._held = {key: until for key, until in self._held.items() if key in before and until > now}
+        self._join(name, rng)
+        slots = self._allowed(allowance, now)
+        keys = [object_id or alert for object_id, alert in zip(pool.object_ids, pool.alert_ids, strict=True)]
+        held = {slot.key for slot in slots if self._is_held(slot, now)}
+        look = _Look(name, strategy, pool, keys, snapshot, rng, held)
+        self._draw(look, slots)
+        self._rank(look, slots)
+        after = {query.query_id: query for query in self.open}
+        opened = [query for key, query in after.items() if key not in before]
+        return Choice(opened, [query for key, query in before.items() if key not in after])
+
+    def _join(self, name: str, rng: np.random.Generator) -> None:
+        """New slots at the end; what each is for is decided here, before anybody knows what there is to ask."""
+        for _ in range(self.budget - len(self._slots)):
+            self._slots.append(Slot(self._joined, bool(rng.random() < self.random_share) or name == "random"))
+            self._joined += 1
+
+    def _allowed(self, allowance: int | None, now: float) -> list[Slot]:
+        """The slots that may hold a question now; the others are emptied."""
+        held = {slot.number for slot in self._slots if self._is_held(slot, now)}
+        others = [slot.number for slot in self._slots if slot.number not in held]
+        room = len(others) if allowance is None else max(0, allowance - len(held))
+        allowed = held | set(others[:room])
+        self._empty(slot for slot in self._slots if slot.number not in allowed)
+        return [slot for slot in self._slots if slot.number in allowed]
+
+    def _draw(self, look: _Look, slots: Sequence[Slot]) -> None:
+        """A random pick for each empty slot that is for one."""
+        taken = {slot.key for slot in slots if slot.random} | look.held
+        order = strategies.random(look.pool, len(look.pool), look.rng)
+        keys = ((row, look.keys[row]) for row in order)
+        rows = (row for row, key in keys if self._may(key, taken) and self._candidates[key].drawn)
+        for slot, row in zip([slot for slot in slots if slot.random and not slot.query], rows, strict=False):
+            slot.query = self._query(look, "random", slot, row)
+
+    def _rank(self, look: _Look, slots: Sequence[Slot]) -> None:
+        """The strategy's best for each empty slot that is for them, and for those whose question fell far behind."""
+        ours = [slot for slot in slots if not slot.random and slot.key not in look.held]
+        taken = {slot.key for slot in slots if slot.random} | look.held
+        wanted = STAY * sum(not slot.random for slot in slots)
+        if not ours:
+            return
+        ranked = look.strategy(look.pool, wanted + len(taken), look.rng).tolist()
+        best = [row for row in ranked if self._may(look.keys[row], taken)][:wanted]
+        self._empty(slot for slot in ours if slot.key and not self._may(slot.key, taken))
+        self._take_back(look, ours, _as_good(look, best, {slot.key for slot in ours}))
+        standing = {slot.key for slot in ours}
+        fresh = (row for row in best if look.keys[row] not in standing)
+        for slot, row in zip([slot for slot in ours if not slot.query], fresh, strict=False):
+            slot.query = self._query(look, look.name, slot, row)
+
+    def _take_back(self, look: _Look, slots: Sequence[Slot], good: Collection[str | None]) -> None:
+        """The last of the questions that fell behind, one while the list is answered through once."""
+        behind = [slot for slot in slots if slot.query and slot.key not in good]
+        if behind and look.snapshot >= self._take_back_from:
+            self._empty(behind[-1:])
+            self._take_back_from = look.snapshot + self.budget
+
+    def _may(self, key: str, taken: Collection[str | None]) -> bool:
         return key in self._candidates and key not in taken
 
-    def _query(self, name: str, key: str, row: int, pool: Pool, snapshot: int) -> Query:
-        found = self._candidates[key]
-        by_member = zip(self.members, pool.probabilities[:, row, :].tolist(), strict=True)
+    def _query(self, look: _Look, strategy: str, slot: Slot, row: int) -> Query:
+        found, mixture = self._candidates[look.keys[row]], look.pool.mixture[row]
+        said = look.pool.probabilities[:, row, :].tolist()
+        members = {member: tuple(p) for member, p in zip(self.members, said, strict=True)}
         return Query(
-            query_id=_query_id(self.model, name, found.alert_id, snapshot),
+            query_id=_query_id(self.model, strategy, found.alert_id, look.snapshot),
             model=self.model,
             survey=found.survey,
             alert_id=found.alert_id,
             object_id=found.object_id,
-            strategy=name,
-            reason=reason(name, self.classes, pool.mixture[row], snapshot),
-            rank=0,
-            snapshot=snapshot,
+            strategy=strategy,
+            reason=reason(strategy, self.classes, mixture, look.snapshot, members),
+            rank=slot.number,
+            snapshot=look.snapshot,
             features=found.features,
-            probabilities={
-                "mixture": tuple(pool.mixture[row].tolist()),
-                **{n: tuple(p) for n, p in by_member},
-            },
+            probabilities={"mixture": tuple(mixture.tolist()), **members},
+            mjd=found.mjd,
+            ra=found.ra,
+            dec=found.dec,
+            magnitude=found.magnitude,
         )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One look at the pool: what `choose` was given, and what somebody holds."""
+
+    name: str
+    strategy: Strategy
+    pool: Pool
+    keys: Sequence[str]  # of the pool's rows
+    snapshot: int
+    rng: np.random.Generator
+    held: set[str | None]
+
+
+def _as_good(look: _Look, best: Sequence[int], standing: set[str | None]) -> set[str | None]:
+    """What stands and is among the best, or has the very same said of it: as long as the model knows nothing, all."""
+    pool = look.pool
+    said = np.concatenate([pool.probabilities, pool.mixture[None]]).transpose(1, 0, 2)
+    known = {said[row].tobytes() for row in best}
+    return {key for row, key in enumerate(look.keys) if key in standing and said[row].tobytes() in known}
 
 
 def _age(candidate: Candidate) -> float:
     return -math.inf if math.isnan(candidate.mjd) else candidate.mjd
 
 
-def _id(query: Query | None) -> str | None:
-    return query.query_id if query is not None else None
-
-
 def _query_id(model: str, strategy: str, alert_id: str, snapshot: int) -> str:
     """The same question has the same id, so that a trainer that comes back writes no second row."""
     return hashlib.sha256(f"{model}|{strategy}|{alert_id}|{snapshot}".encode()).hexdigest()[:24]
-
-
-def reason(strategy: str, classes: Sequence[str], mixture: Floats, snapshot: int) -> str:
-    """Why it is asked, with its numbers, for a person.
-
-    >>> reason("margin", ("AGN", "SN"), np.array([0.46, 0.54]), 12)
-    'margin 0.08 between SN (0.54) and AGN (0.46), snapshot 12'
-    """
-    first, second = np.argsort(-mixture, kind="stable")[:2]
-    top, next_one = f"{classes[first]} ({mixture[first]:.2f})", f"{classes[second]} ({mixture[second]:.2f})"
-    numbers = {
-        "margin": f"margin {mixture[first] - mixture[second]:.2f} between {top} and {next_one}",
-        "uncertainty": f"uncertainty {1 - mixture[first]:.2f}, most likely {top}",
-        "entropy": f"entropy {_entropy(mixture):.2f} of at most {math.log(len(classes)):.2f}, most likely {top}",
-        "random": f"random pick, most likely {top}",
-    }
-    return f"{numbers.get(strategy, f'{strategy}, between {top} and {next_one}')}, snapshot {snapshot}"
-
-
-def _entropy(mixture: Floats) -> float:
-    return float(-sum(p * math.log(p) for p in mixture.tolist() if p > 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
@@ -76,6 +77,19 @@ def pinned(step: Step, model: Model | None, number: int | None) -> Step:
 def features_table(columns: Mapping[str, pa.Array], paths: Iterable[str]) -> pa.Table:
     """The features at these dotted paths as float64 columns named by them; null where unknown or infinite."""
     return pa.table({path: _feature(columns, path) for path in paths})
+
+
+def feature_digest(values: Iterable[float | None]) -> str:
+    """SHA-256, in hex, of a model's features in the order of its columns, as little-endian float64.
+
+    What is not known (None, NaN, infinite: the model sees no difference) is one and the same NaN.
+
+    >>> feature_digest([1.5, None]) == feature_digest([1.5, float("inf")]) != feature_digest([None, 1.5])
+    True
+    """
+    numbers = np.array([np.nan if value is None else value for value in values], "<f8")
+    numbers[~np.isfinite(numbers)] = np.nan
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def _feature(columns: Mapping[str, pa.Array], path: str) -> pa.Array:

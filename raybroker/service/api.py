@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -25,20 +20,19 @@ from raybroker.errors import (
     UnknownError,
     did_you_mean,
 )
-from raybroker.service import cutouts, messages, view
-from raybroker.service.desk import ConflictError, Desk, NotAllowedError
+from raybroker.service import bulk, cutouts, feed, files, labelling, messages, view
+from raybroker.service.desk import Desk
+from raybroker.service.door import ConflictError, NotAllowedError
 from raybroker.service.guard import Guard, Numbers
-from raybroker.service.messages import Features, Json, NewLabel
-from raybroker.service.sessions import COOKIE, COOKIE_SECONDS, LinkError
+from raybroker.service.messages import PROBLEM, Features, Json, ModelName
+from raybroker.service.sessions import LinkError
 from raybroker.service.view import Cone
 
 ABOUT = """An alert broker that learns: alerts with scores, light curves, cutouts, and the few that are worth a label.
 
 Fluxes are difference fluxes in nJy (AB), times are MJD in UTC, positions are ICRS degrees. **null is not known.**
-Integers beyond 2⁵³ are strings. An error is `{"error": "one sentence"}`. Only `POST /labels` needs a token, as
-`Authorization: Bearer ...` or in the page's cookie."""
-PAGE = Path(__file__).parent / "page"
-STATIC = {"page.css": "text/css"} | dict.fromkeys(("page.js", "curve.js", "dom.js"), "text/javascript")
+Integers beyond 2⁵³ are strings. An error is `{"error": "one sentence"}`. To label, and to
+claim a question, needs a token, as `Authorization: Bearer ...` or in the page's cookie."""
 STATUS = {  # the most special first
     ConflictError: 409,
     NotAllowedError: 422,
@@ -50,10 +44,8 @@ STATUS = {  # the most special first
     SettingsError: 500,
     RaybrokerError: 422,
 }
-PROBLEM: dict[int | str, dict[str, Any]] = {code: {"model": messages.Problem} for code in (404, 422)}
 AlertId = Annotated[str, InPath(pattern=messages.ALERT_ID, examples=["ztf:2481121706115015011"])]
 ObjectId = Annotated[str, InPath(pattern=messages.OBJECT_ID, examples=["ztf:ZTF18abcdefg"])]
-ModelName = Annotated[str | None, Query(pattern=messages.NAME)]
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -66,10 +58,12 @@ def create(desk: Desk) -> FastAPI:
     app.add_middleware(Guard, registry=registry)
     _errors(app)
     _reading(app, desk)
-    _labelling(app, desk)
+    labelling.add(app, desk)
+    feed.add(app, desk)
+    bulk.add(app, desk)
     _scoring(app, desk)
     _watching(app, desk, registry)
-    _page(app, desk)
+    files.add(app)
     return app
 
 
@@ -85,7 +79,7 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(RaybrokerError)
     async def ours(request: Request, error: RaybrokerError) -> Response:
         code = next(code for kind, code in STATUS.items() if isinstance(error, kind))
-        return Json({"error": str(error)}, code)
+        return Json({"error": str(error), **getattr(error, "facts", {})}, code)
 
 
 def _sentence(detail: dict[str, Any]) -> str:
@@ -130,23 +124,12 @@ def asked_for(
     return view.Query(survey, night, outcomes, model, label, min_score, cone, filter, before, limit)
 
 
-def who(request: Request) -> str:
-    """The name of whoever may label; 401 without one."""
-    desk: Desk = request.app.state.desk
-    name = desk.sessions.who(request.headers.get("authorization"), request.cookies.get(COOKIE))
-    if name is None:
-        sentence = "labels need a token: 'Authorization: Bearer ...', or open the page by its link"
-        raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
-    return name
-
-
 async def body(request: Request) -> bytes:
     """The whole body; `Guard` bounds it."""
     return await request.body()
 
 
 AskedFor = Annotated[view.Query, Depends(asked_for)]
-Who = Annotated[str, Depends(who)]
 Body = Annotated[bytes, Depends(body)]
 
 
@@ -177,13 +160,18 @@ def _reading(app: FastAPI, desk: Desk) -> None:
         format: Annotated[
             Literal["fits", "png"] | None, Query(description="default: what Accept asks for")
         ] = None,
+        stretch: Literal["asinh", "linear", "log"] = "asinh",
+        limits: Annotated[
+            Literal["zscale", "percentile", "minmax"], Query(description="what is black and what is white")
+        ] = "zscale",
         accept: Annotated[str, Header()] = "",
     ) -> Response:
-        """A cutout as it was in the packet (FITS), or as a picture (PNG; zscale, asinh)."""
+        """A cutout as it was in the packet (FITS), or as a picture (PNG; for it are stretch and limits)."""
         found = desk.cutout(alert_id, kind)
         headers = {"Cache-Control": "private, max-age=86400", "Vary": "Accept"}
         if (format or ("png" if "image/" in accept else "fits")) == "png":
-            return Response(cutouts.png(cutouts.pixels(found)), media_type="image/png", headers=headers)
+            picture = cutouts.png(cutouts.pixels(found), stretch, limits)
+            return Response(picture, media_type="image/png", headers=headers)
         name = f"{alert_id.replace(':', '-')}-{kind}.fits"
         return Response(
             found,
@@ -191,15 +179,18 @@ def _reading(app: FastAPI, desk: Desk) -> None:
             headers=headers | {"Content-Disposition": f'attachment; filename="{name}"'},
         )
 
-    @app.get("/queries", response_model=messages.Questions, tags=["label"])
-    def queries(model: ModelName = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
-        """The list to label, what to ask first at the top, and why each was chosen."""
-        return Json({"queries": desk.queries(desk.model(model) if model else None, limit)})
-
     @app.get("/models", tags=["read"])
     def models() -> Response:
         """Every model: classes, newest snapshot, labels, open questions."""
         return Json({"models": desk.model_infos()})
+
+    @app.get("/models/{name}/curve", response_model=messages.Curve, responses=PROBLEM, tags=["read"])
+    def model_curve(
+        name: Annotated[str, InPath(pattern=messages.NAME)],
+        limit: Annotated[int, Query(ge=2, le=10_000, description="of more, evenly chosen ones")] = 500,
+    ) -> Response:
+        """How a model learned: every snapshot with its number, its labels, when it was made, and its metrics."""
+        return Json({"model": name, "snapshots": desk.curve(name, limit)})
 
 
 CUTOUT: dict[int | str, dict[str, Any]] = {200: {"content": {"image/fits": {}, "image/png": {}}}}
@@ -228,39 +219,6 @@ def _model_of(desk: Desk, model: str | None, label: str | None, min_score: float
 def _check_survey(desk: Desk, survey: str | None) -> None:
     if survey is not None and survey not in desk.surveys:
         _refuse(f"no survey '{survey}'{did_you_mean(survey, desk.surveys)}: there are {sorted(desk.surveys)}")
-
-
-def _labelling(app: FastAPI, desk: Desk) -> None:
-    answers = PROBLEM | {code: {"model": messages.Problem} for code in (401, 409)}
-    answers |= {200: {"model": messages.Recorded, "description": "it was here before"}}
-
-    @app.post("/labels", status_code=201, response_model=messages.Recorded, responses=answers, tags=["label"])
-    def label(name: Who, given: NewLabel) -> Response:
-        """Record a label. It is on the disk when this answers, whether or not the trainer is up."""
-        found, repeated = desk.record(given.model_dump(), name)
-        fields = {key: getattr(found, key) for key in ("event_id", "alert_id", "model", "label", "who")}
-        return Json({**fields, "repeated": repeated}, 200 if repeated else 201)
-
-    @app.get("/open/{token}", include_in_schema=False)
-    def open_page(
-        token: Annotated[str, InPath(max_length=1_000)], accept: Annotated[str, Header()] = ""
-    ) -> Response:
-        try:
-            cookie = desk.sessions.redeem(token)
-        except LinkError as error:
-            if "text/html" in accept:
-                return HTMLResponse(f"<!doctype html><title>raybroker</title><p>{error}.", 410)
-            raise
-        answer = RedirectResponse("../", 303, {"Cache-Control": "no-store"})
-        answer.set_cookie(COOKIE, cookie, max_age=COOKIE_SECONDS, path="/", httponly=True, samesite="strict")
-        return answer
-
-    @app.get("/me", tags=["label"])
-    def me(request: Request) -> Response:
-        """As whom this browser, or this token, labels: `name`, null if it may not."""
-        return Json(
-            {"name": desk.sessions.who(request.headers.get("authorization"), request.cookies.get(COOKIE))}
-        )
 
 
 SCORES_BODY = {
@@ -318,41 +276,3 @@ def _watching(app: FastAPI, desk: Desk, registry: CollectorRegistry) -> None:
     def metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(registry), media_type=TEXT)
-
-
-def _page(app: FastAPI, desk: Desk) -> None:
-    @app.get("/", include_in_schema=False)
-    def page() -> Response:
-        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
-
-    @app.get("/static/plotly.min.js", include_in_schema=False)
-    def plotly(accept_encoding: Annotated[str, Header()] = "") -> Response:
-        headers = {"Cache-Control": "public, max-age=86400", "Vary": "Accept-Encoding"}
-        if "gzip" not in accept_encoding:
-            return FileResponse(_plotly(), media_type="text/javascript", headers=headers)
-        return Response(
-            _plotly_gzip(), media_type="text/javascript", headers=headers | {"Content-Encoding": "gzip"}
-        )
-
-    @app.get("/static/{name}", include_in_schema=False)
-    def static(name: Annotated[str, InPath(max_length=64)]) -> Response:
-        if name not in STATIC:
-            raise HTTPException(404, "there is no such file")
-        return FileResponse(PAGE / name, media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    def icon() -> Response:
-        return Response(status_code=204)
-
-
-def _plotly() -> Path:
-    """Plotly's JavaScript in the installed Python package, so that the page needs no outside network."""
-    spec = importlib.util.find_spec("plotly")
-    if spec is None or not spec.submodule_search_locations:
-        raise UnknownError("the plotly package is not installed: the page has no light curve")
-    return Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
-
-
-@lru_cache(1)
-def _plotly_gzip() -> bytes:
-    return gzip.compress(_plotly().read_bytes(), 6)

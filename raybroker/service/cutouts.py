@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
-from astropy.visualization import AsinhStretch, ZScaleInterval
+from astropy.visualization import AsinhStretch, BaseStretch, LinearStretch, LogStretch, ZScaleInterval
 from PIL import Image
 
 from raybroker.alerts import CUTOUTS, Packet
@@ -21,6 +22,12 @@ FITS_BYTES = 8 << 20
 PIXELS = 1 << 20
 GZIP = b"\x1f\x8b"
 SIMPLE = re.compile(rb"SIMPLE  = +T *$")  # ZTF's first card has its T where FITS wants a space
+
+STRETCHES: Mapping[str, BaseStretch] = {
+    "asinh": AsinhStretch(0.3),
+    "linear": LinearStretch(),
+    "log": LogStretch(1000.0),
+}
 
 Pixels = npt.NDArray[np.float64]
 
@@ -66,15 +73,26 @@ def _standard(found: bytes) -> bytes:
     return b"SIMPLE  =".ljust(29) + b"T".ljust(51) + found[80:] if SIMPLE.match(found[:80]) else found
 
 
-def png(image: Pixels) -> bytes:
-    """A grey picture, one pixel per pixel: zscale limits, asinh stretch, transparent where there is no data."""
+def png(image: Pixels, stretch: str = "asinh", limits: str = "zscale") -> bytes:
+    """A grey picture, one pixel per pixel, transparent where there is no data.
+
+    `limits` says what is black and what is white: zscale, the inner 99 % of the pixels, or all (minimum to maximum).
+    """
     known = np.isfinite(image)
     grey = np.zeros(image.shape)
     if known.any():
-        low, high = ZScaleInterval().get_limits(image[known])
+        low, high = _limits(image[known], limits)
         scaled = np.clip((image[known] - low) / ((high - low) or 1.0), 0.0, 1.0)
-        grey[known] = AsinhStretch(0.3)(scaled)
+        grey[known] = STRETCHES[stretch](scaled)
     layers = np.stack([np.round(255 * grey), 255 * known], axis=-1).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(layers[::-1].copy()).save(file, "png", optimize=True)
     return file.getvalue()
+
+
+def _limits(values: Pixels, limits: str) -> tuple[float, float]:
+    if limits == "zscale":
+        low, high = ZScaleInterval().get_limits(values)
+    else:
+        low, high = np.percentile(values, (0.5, 99.5) if limits == "percentile" else (0, 100))
+    return float(low), float(high)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from raybroker import alerts
 from raybroker.archive import segments
 from raybroker.archive.lookup import Lookup
-from raybroker.errors import RaybrokerError, UnknownError, did_you_mean
-from raybroker.learning import labels
+from raybroker.errors import ArchiveError, RaybrokerError, UnknownError, did_you_mean
 from raybroker.learning.labels import Label
-from raybroker.service import asked, curve, cutouts, view
+from raybroker.scores.online import feature_digest
+from raybroker.service import asked, claims, curve, cutouts, view
 from raybroker.service.asked import Asked
+from raybroker.service.claims import Claim
+from raybroker.service.door import ConflictError, Door, again
+from raybroker.service.door import NotAllowedError as NotAllowedError  # others know it from here
 from raybroker.service.sessions import Sessions
 from raybroker.service.view import Row, View
 from raybroker.settings import ModelSettings
@@ -24,21 +29,28 @@ from raybroker.surveys import Survey
 
 TONIGHT = 12 * 3600.0
 INTERNAL = ("segment", "position", "healpix", "cutouts")
+CLAIM_ATTEMPTS = 3
 CUTOUTS_KEPT = 64  # alerts whose cutouts are remembered: the page asks for three, one after the other
 
 
-class NotAllowedError(RaybrokerError):
-    """A class, a model or an event id that cannot be: the message says which could."""
+class HeldError(ConflictError):
+    """Somebody else looks at it: `facts` says who, and until when (seconds since 1970)."""
 
-
-class ConflictError(RaybrokerError):
-    """The event id was used before, for another label."""
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(f"{claim.who} is looking at this; ask GET /queries for what is free")
+        self.facts = {"who": claim.who, "until": claim.until}
 
 
 class Log(Protocol):
-    """The `labels` event log: see `raybroker.archive.events.EventLog`."""
+    """An event log: see `raybroker.archive.events.EventLog`."""
 
     def append_new(self, events: Sequence[Mapping[str, Any]]) -> list[str]: ...
+
+    def tail(self, since: int, names: Iterable[str] | None = None) -> tuple[pa.Table, int]: ...
+
+
+def _unknown(model: str, number: int) -> None:
+    return None
 
 
 def _nothing() -> dict[str, Any]:
@@ -49,19 +61,23 @@ def _nothing() -> dict[str, Any]:
 class Desk:
     """What the endpoints need.
 
-    `score(model, features)` and `score_packet(survey, value)` give plain dictionaries; `problems()` says in sentences
-    why the path from Kafka to here is not well; `status()` adds to `GET /status`, as the supervisor sees it.
+    `score(model, features)` and `score_packet(survey, value)` give plain dictionaries; `columns(model, number)` the
+    features of a snapshot in their order, None if it is not known; `problems()` says in sentences why the path from
+    Kafka to here is not well; `status()` adds to `GET /status`, as the supervisor sees it.
     """
 
     view: View
     asked: Asked
     lookup: Lookup
     labels: Log
+    questions: Log
     sessions: Sessions
     models: Mapping[str, ModelSettings]
     surveys: Mapping[str, Survey]
     score: Callable[[str, Mapping[str, float | None]], Mapping[str, Any]]
     score_packet: Callable[[str, bytes], Mapping[str, Any]]
+    columns: Callable[[str, int], Sequence[str] | None] = _unknown
+    raw: Sequence[str] = ()  # `[labels] classes`: what may be said of an alert for several models at once
     problems: Callable[[], Sequence[str]] = list
     status: Callable[[], Mapping[str, Any]] = _nothing
     delay: Callable[[], float | None] = lambda: (
@@ -69,10 +85,16 @@ class Desk:
     )  # seconds from publication until readable here, of the newest
     clock: Callable[[], float] = time.time
     _writing: threading.Lock = field(default_factory=threading.Lock)
+    _claiming: threading.Lock = field(default_factory=threading.Lock)
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_cutouts", lru_cache(CUTOUTS_KEPT)(self._read_cutouts))
+
+    @property
+    def door(self) -> Door:
+        """What may be recorded."""
+        return Door(self.models, self.raw, self.asked, self.clock)
 
     def alert(self, alert_id: str) -> Row:
         """Everything known of an alert: history, the survey's fields, every step's column, questions and labels."""
@@ -92,13 +114,19 @@ class Desk:
         }
         return {
             **row,
-            "scores": {name: view.score_of(value) for name, value in scores.items()},
+            "scores": {name: self._score(name, value, columns) for name, value in scores.items()},
             "catalogues": {name: _match(columns[name]) for name in catalogues},
             "filters": sorted(name for name, value in columns.items() if value is True),
             "columns": steps,
             row["survey"]: own,
             "labels": self.asked.labels(None, [alert_id]),
         }
+
+    def _score(self, model: str, value: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
+        """A score with the digest of the features that it was made from; null if its snapshot is not known here."""
+        paths = self.columns(model, value["snapshot"])
+        digest = None if paths is None else feature_digest(_at(row, path) for path in paths)
+        return view.score_of(value) | {"features": digest}
 
     def object(self, object_id: str) -> Row:
         """An object's light curve, what it was scored at each alert, and its labels."""
@@ -130,65 +158,78 @@ class Desk:
         packet = segments.read(self.lookup.root / survey, row["segment"], row["position"])
         return cutouts.of(self.surveys[survey], packet)
 
-    def queries(self, model: str | None, limit: int) -> list[Row]:
-        """The open questions with why each was asked, what to ask first at the top."""
-        return [_question(row, self.view.alert(row["alert_id"])) for row in self.asked.open(model, limit)]
+    def queries(self, model: str | None, limit: int, who: str | None = None) -> list[Row]:
+        """The open questions with why each was asked, what to ask first at the top; without what others than `who`
+        have claimed."""
+        now = self.clock()
+        return [
+            _question(row, self.view.alert(row["alert_id"]), self.asked.claims.holder(row, now))
+            for row in self.asked.open(model, limit, who, now)
+        ]
+
+    def claim(self, query_id: str, who: str, give_back: bool = False) -> Row:
+        """Who holds the question from now, and until when: `who`, or nobody if it was given back.
+
+        `HeldError` if somebody else does; `ConflictError` if it is answered.
+        """
+        row = self.asked.query(query_id)
+        if row is None:
+            raise UnknownError(f"no question '{query_id}' is open; GET /queries lists those that are")
+        if self.asked.is_answered(row):
+            raise ConflictError(f"question '{query_id}' is answered")
+        with self._claiming:
+            held = self._claimed(row, who, give_back)
+        return {"query_id": query_id} | _holding(held)
+
+    def _claimed(self, row: Row, who: str, give_back: bool) -> Claim | None:
+        length = 60 * self.models[row["model"]].claim_minutes
+        for _ in range(CLAIM_ATTEMPTS):
+            now = self.clock()
+            holder = self.asked.claims.holder(row, now)
+            if holder is not None and holder.who != who:
+                raise HeldError(holder)
+            left = holder.until - now if holder else 0.0
+            if left == 0 if give_back else left > length / 2:
+                return holder
+            until = now if give_back else now + length
+            told = claims.event(row, who, now, until, self.asked.claims.last(row))
+            new = self.questions.append_new([told])
+            self.asked.add_queries([told] if new else self._claims_on_disk())
+            if new:
+                return self.asked.claims.holder(row, now)
+        raise ArchiveError(f"question '{row['query_id']}' is claimed again and again by others; try later")
+
+    def _claims_on_disk(self) -> list[Row]:
+        """All claims, since another server was faster than what is followed here."""
+        names = ("event_id", "model", "alert_id", "object_id", "claim", "until", "state", "query_id")
+        rows: list[Row] = self.questions.tail(-1, names)[0].to_pylist()
+        return [row for row in rows if row["state"] == "claimed"]
 
     def record(self, given: Mapping[str, Any], who: str) -> tuple[Label, bool]:
         """The label, on the disk, and whether it was there before.
 
         `UnknownError` for an alert, or an earlier label, that nobody knows.
         """
-        label = self._label(given, who)
+        label = self.door.label(given, who, self._known_alert)
         if known := self.asked.label(label.event_id):
-            return self._again(known, label), True
-        row = asked.row_of(label, given.get("snapshot"))
+            return again(known, label), True
+        return label, not self.write([asked.row_of(label, given.get("snapshot"))])
+
+    def write(self, rows: Sequence[Row]) -> int:
+        """Rows of the `labels` log onto the disk; how many of them were not there before."""
+        if not rows:
+            return 0
         with self._writing:
-            new = self.labels.append_new([row])
-        if new:
-            self.asked.add_labels([row])
-        return label, not new
-
-    def _again(self, known: Label, label: Label) -> Label:
-        if any(
-            getattr(known, name) != getattr(label, name)
-            for name in ("alert_id", "model", "label", "replaces")
-        ):
-            raise ConflictError(f"event id '{label.event_id}' was used before, for another label")
-        return known
-
-    def _label(self, given: Mapping[str, Any], who: str) -> Label:
-        names = ("event_id", "label", "query_id", "comment", "replaces", "withdrawn", "source")
-        model = self.model(given.get("model"))
-        alert = self._known_alert(given["alert_id"])
-        label = Label(
-            survey=alert["survey"],
-            alert_id=alert["alert_id"],
-            object_id=alert["object_id"],
-            model=model,
-            who=who,
-            when=self.clock(),
-            **{name: given[name] for name in names if given.get(name) is not None}
-            | {"label": given.get("label")},
-        )
-        if label.replaces is not None and self.asked.label(label.replaces) is None:
-            raise UnknownError(f"no label '{label.replaces}' is known, so that it cannot be replaced")
-        try:
-            return labels.validate(label, self.models[model].classes)
-        except ValueError as error:
-            raise NotAllowedError(str(error)) from error
+            new = set(self.labels.append_new(rows))
+        self.asked.add_labels([row for row in rows if row["event_id"] in new])
+        return len(new)
 
     def _known_alert(self, alert_id: str) -> Row:
         return self.view.alert(alert_id) or self.lookup.alert(alert_id)
 
     def model(self, name: str | None) -> str:
         """The model of that name; where none is named, the only one there is."""
-        if name is None and len(self.models) == 1:
-            return next(iter(self.models))
-        if name is None or name not in self.models:
-            near = did_you_mean(name or "", self.models)
-            raise NotAllowedError(f"no model '{name or ''}'{near}: there are {sorted(self.models)}")
-        return name
+        return self.door.model(name)
 
     def model_infos(self) -> list[Row]:
         """Every model: its classes, where it stands, and how many questions are open."""
@@ -197,12 +238,20 @@ class Desk:
             {
                 "name": name,
                 **own.model_dump(include={"task", "classes", "columns", "members", "strategy"}),
+                "raw": list(self.raw) if own.raw else [],  # what to offer instead of the classes, if anything
                 "snapshot": self.asked.snapshot(name),
                 "open_queries": len(self.asked.open(name, 1_000)),
                 "labels": progress.get(name, {"labels": 0, "classes": {}, "people": {}}),
             }
             for name, own in self.models.items()
         ]
+
+    def curve(self, model: str, limit: int) -> list[Row]:
+        """The snapshots of a model; `UnknownError` if there is no such model."""
+        if model not in self.models:
+            raise UnknownError(f"no model '{model}'{did_you_mean(model, self.models)}")
+        names = ("number", "labels", "when", "metrics")
+        return [{name: row[name] for name in names} for row in self.asked.curve(model, limit)]
 
     def report(self) -> Row:
         """Counts that add up: by survey and night, received is the sum of what became of it."""
@@ -215,7 +264,11 @@ class Desk:
             "nights": nights,
             "in_memory": len(self.view),
             "delay_seconds": self.delay(),
-            "tonight": self.asked.progress(now - TONIGHT),
+            "tonight": (tonight := self.asked.progress(now - TONIGHT)),
+            "progress": {
+                name: {"answered": tonight.get(name, {}).get("labels", 0), "budget": own.budget or None}
+                for name, own in self.models.items()
+            },
             "models": {name: self.asked.snapshot(name) for name in self.models},
             **self.status(),
         }
@@ -239,8 +292,20 @@ def _match(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return None if found is None or all(value is None for value in found.values()) else found
 
 
-def _question(row: Row, alert: Row | None) -> Row:
-    """A query as the API gives it: what each member and the mixture said, by class."""
+def _at(row: Mapping[str, Any], path: str) -> float | None:
+    """One number of a row by dotted path; None where it is not known."""
+    value: Any = row
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def _holding(claim: Claim | None) -> Row:
+    return {"who": claim.who, "until": claim.until} if claim else {"who": None, "until": None}
+
+
+def _question(row: Row, alert: Row | None, claim: Claim | None) -> Row:
+    """A query as the API gives it: what each member and the mixture said, by class, and who looks at it."""
     classes = row.get("classes") or []
     members = {
         one["member"]: dict(zip(classes, one["probabilities"], strict=False))
@@ -257,5 +322,13 @@ def _question(row: Row, alert: Row | None) -> Row:
         "rank",
         "snapshot",
         "when",
+        "ra",
+        "dec",
+        "magnitude",
     )
-    return {**{name: row.get(name) for name in names}, "probabilities": members, "alert": alert}
+    return {
+        **{name: row.get(name) for name in names},
+        "probabilities": members,
+        "claimed": _holding(claim) if claim else None,
+        "alert": alert,
+    }

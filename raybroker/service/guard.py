@@ -66,7 +66,7 @@ def _headers(path: str) -> list[tuple[bytes, bytes]]:
 
 
 def _limit(scope: Scope) -> int:
-    return PACKET_BYTES if scope["path"].endswith("/scores") else BODY_BYTES
+    return PACKET_BYTES if scope["path"].endswith(("/scores", "/labels/batch")) else BODY_BYTES
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:

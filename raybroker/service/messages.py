@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from fastapi import Query
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +18,7 @@ ALERT_ID = r"^[a-z][a-z0-9_]{1,15}:[A-Za-z0-9_.+-]{1,64}$"
 OBJECT_ID = r"^[a-z][a-z0-9_]{1,15}:[A-Za-z0-9_.+/ -]{1,64}$"  # comets have names such as C/2019 Y4
 NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 EVENT_ID = r"^[A-Za-z0-9_.:-]{8,64}$"
+QUERY_ID = r"^[A-Za-z0-9_.:-]{1,128}$"
 CURSOR = r"^[A-Za-z0-9._-]{1,249}:\d{1,9}:\d{1,18}$"
 
 
@@ -57,7 +59,11 @@ class NewLabel(BaseModel):
     )
     alert_id: Annotated[str, Field(pattern=ALERT_ID)]
     label: str | None = Field(description='A class of the model; null says "can\'t tell".', max_length=64)
-    model: str | None = Field(None, pattern=NAME, description="Needed where there are several models.")
+    model: str | None = Field(
+        None,
+        pattern=NAME,
+        description="Needed where there are several models; left out, `label` is one of `[labels] classes`, for all.",
+    )
     query_id: str | None = Field(None, max_length=64, description="The question that this answers.")
     snapshot: int | None = Field(None, ge=0, lt=SAFE_INTEGER, description="Of the score that was shown.")
     comment: str | None = Field(None, max_length=2_000)
@@ -67,7 +73,32 @@ class NewLabel(BaseModel):
     withdrawn: bool = Field(
         False, description="Undo: what `replaces` names no longer holds; `label` is null."
     )
+    object_id: str | None = Field(None, pattern=OBJECT_ID, description="Refused if the alert is of another.")
+    when: datetime.datetime | None = Field(
+        None, description="When it was said, where that is not now (UTC if no offset is given)."
+    )
     source: Literal["page", "cli", "api", "oracle", "tns", "simbad", "csv"] = "api"
+
+
+class NewLabels(BaseModel):
+    """Many labels in one request."""
+
+    labels: list[dict[str, Any]] = Field(max_length=1_000, description="Each as in `POST /labels`.")
+
+
+class Result(BaseModel):
+    """What became of one label of many: recorded, or `error` says why not."""
+
+    event_id: str | None
+    repeated: bool = False
+    error: str | None = None
+    field: str | None = Field(None, description="of the label: what is wrong")
+
+
+class Results(BaseModel):
+    """One for each label, in their order."""
+
+    results: list[Result]
 
 
 class Recorded(BaseModel):
@@ -126,6 +157,14 @@ class Alerts(BaseModel):
     before: str | None = Field(description="pass it as `before` for the next page; null: there is no more")
 
 
+class Claim(BaseModel):
+    """Who looks at a question, and until when (seconds since 1970); nulls: nobody."""
+
+    query_id: str
+    who: str | None
+    until: float | None
+
+
 class Question(BaseModel):
     """An alert to be looked at, and why."""
 
@@ -139,6 +178,10 @@ class Question(BaseModel):
     rank: int | None
     snapshot: int | None
     probabilities: dict[str, dict[str, float]] = Field(description="by member, and of the mixture, by class")
+    ra: float | None
+    dec: float | None
+    magnitude: float | None = Field(description="of the alert, AB")
+    claimed: dict[str, Any] | None = Field(description="who looks at it, until when; null: nobody")
     alert: Alert | None
 
 
@@ -148,7 +191,51 @@ class Questions(BaseModel):
     queries: list[Question]
 
 
+class Known(BaseModel):
+    """A label as it stands in the log."""
+
+    model_config = ConfigDict(extra="allow")
+    event_id: str
+    model: str
+    alert_id: str
+    object_id: str | None
+    label: str | None = Field(description="null: can't tell, or withdrawn")
+    who: str | None
+    when: str
+    source: str | None
+    comment: str | None
+    replaces: str | None
+    withdrawn: bool | None
+    standing: bool = Field(description="whether it holds: neither replaced nor withdrawn")
+
+
+class KnownLabels(BaseModel):
+    """Labels, newest first."""
+
+    labels: list[Known]
+
+
+class Point(BaseModel):
+    """One snapshot of a model; `metrics` were measured before it learned."""
+
+    number: int
+    labels: int | None
+    when: str | None
+    metrics: dict[str, float | None]
+
+
+class Curve(BaseModel):
+    """The learning curve of a model, by snapshot number."""
+
+    model: str
+    snapshots: list[Point]
+
+
 class Problem(BaseModel):
     """Every error is one sentence."""
 
     error: str
+
+
+PROBLEM: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (404, 422)}
+ModelName = Annotated[str | None, Query(pattern=NAME)]

@@ -28,7 +28,8 @@ from raybroker.pipeline import Pipeline
 from raybroker.scores.online import pinned
 from raybroker.service import api
 from raybroker.service.asked import Asked
-from raybroker.service.desk import Desk, NotAllowedError
+from raybroker.service.desk import Desk
+from raybroker.service.door import NotAllowedError
 from raybroker.service.follow import Follower
 from raybroker.service.sessions import Sessions
 from raybroker.service.view import View, score_of
@@ -40,7 +41,7 @@ def build(settings: Settings) -> FastAPI:
     root = settings.archive.root
     catalogues = [*settings.catalogues, *(["simbad"] if settings.cds.simbad else [])]
     view = View(settings.service.rows, settings.service.nights, catalogues)
-    asked = Asked()
+    asked = Asked({name: own.raw for name, own in settings.models.items()})
     follower = Follower(root, list(settings.surveys), view, asked)
     scorer, heartbeat = Scorer(settings, asked), Heartbeat(root)
     desk = Desk(
@@ -48,11 +49,14 @@ def build(settings: Settings) -> FastAPI:
         asked=asked,
         lookup=Lookup(root),
         labels=EventLog(root, "labels"),
+        questions=EventLog(root, "queries"),
         sessions=sessions(settings),
         models=settings.models,
+        raw=settings.labels.classes,
         surveys={name: assemble.survey(settings, name) for name in settings.surveys},
         score=scorer.score,
         score_packet=scorer.score_packet,
+        columns=scorer.columns,
         problems=lambda: [*follower.problems(), *heartbeat.problems()],
         status=heartbeat.read,
         delay=lambda: follower.delay,
@@ -99,6 +103,7 @@ class Scorer:
         self.settings = settings
         self.pipelines: dict[str, Pipeline] = {}
         self._loaded: dict[str, tuple[int, Any]] = {}
+        self._columns: dict[str, tuple[str, ...]] = {}
         self._lock = threading.Lock()
 
     def score(self, model: str, features: Mapping[str, float | None]) -> dict[str, Any]:
@@ -115,6 +120,16 @@ class Scorer:
         }
         classes = _named(frozen.classes, found.mixture[0])
         return {"model": model, "snapshot": number, "classes": classes, "members": members}
+
+    def columns(self, model: str, number: int) -> tuple[str, ...] | None:
+        """The features of a snapshot in their order; None if it is not known here."""
+        point = self.asked.point(model, number)
+        if point is None:
+            return None
+        digest = point["digest"]
+        if digest not in self._columns:
+            self._columns[digest] = tuple(self.models.load(digest).columns)
+        return self._columns[digest]
 
     def score_packet(self, survey: str, value: bytes) -> dict[str, Any]:
         """What the pipeline makes of one raw packet: rejected by which cut, or all columns and scores."""
@@ -166,7 +181,8 @@ def in_thread(settings: Settings) -> Iterator[str]:
     """The service in a thread of this process; gives its URL."""
     own = settings.service
     port = free_port(own.host, own.port)
-    server = uvicorn.Server(uvicorn.Config(build(settings), host=own.host, port=port, log_level="warning"))
+    app = build(settings)
+    server = uvicorn.Server(uvicorn.Config(app, host=own.host, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, name="service", daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
@@ -174,6 +190,7 @@ def in_thread(settings: Settings) -> Iterator[str]:
     try:
         yield f"http://{own.host}:{port}"
     finally:
+        app.state.desk.asked.changes.close()  # an open stream of events would hold it
         server.should_exit = True
         thread.join(5.0)
 

@@ -1,11 +1,12 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raybroker.cluster import pupil as module
 from raybroker.cluster.pupil import Asked, Pupil
 from raybroker.learning.labels import Label
 from raybroker.learning.shortlist import Candidate
-from raybroker.settings import ModelSettings
+from raybroker.settings import ChallengerSettings, LabelsSettings, ModelSettings
 
 COLUMNS = ("rise", "colour")
 
@@ -25,38 +26,154 @@ def label(number: int, name: str | None, **more: object) -> Label:
     return Label.of(given | {"when": 0.0} | more)
 
 
+def asked(number: int) -> Asked:
+    return Asked(f"ztf:{number}", candidate(number).features, 60000.0)
+
+
+def tell(pupil: Pupil, *labels: Label) -> int:
+    for one in labels:
+        pupil.hear(one, pupil.known(one) or asked(int(one.alert_id.removeprefix("ztf:"))))
+    return pupil.study()
+
+
 def test_a_long_night_of_asking_fits_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ASKED", 12)
     pupil = made()
     for number in range(60):
         pupil.consider([candidate(n) for n in range(5 * number, 5 * number + 5)], 60000.0)
-        for query in pupil.choose(number).opened[:2]:
-            answer = label(int(query.alert_id.removeprefix("ztf:")), "SN")
-            asked = pupil.known(answer)
-            assert asked is not None
-            pupil.hear(answer)
-            pupil.learn(answer, asked)
+        for query in pupil.choose(number, 0.0).opened[:2]:
+            tell(pupil, label(int(query.alert_id.removeprefix("ztf:")), "SN", query_id=query.query_id))
         assert len(pupil.asked) <= 12
-        assert {query.alert_id for query in pupil.shortlist.open} <= pupil.asked.keys()
+        assert {query.query_id for query in pupil.shortlist.open} <= pupil.asked.keys()
 
 
 def test_what_the_pool_holds_need_not_be_asked_of_the_archive() -> None:
     pupil, one = made(), candidate(1)
     pupil.consider([one], 60000.0)
-    assert pupil.known(label(1, "SN")) == Asked(one.features, one.mjd)
+    assert pupil.known(label(1, "SN")) == Asked(one.alert_id, one.features, one.mjd)
     assert pupil.known(label(1, "SN", alert_id="ztf:older")) is None
 
 
-def test_relearning_finds_the_features_of_what_was_learned_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answer_to_a_question_teaches_what_was_said_when_it_was_asked() -> None:
+    pupil = made()
+    pupil.consider([candidate(n) for n in range(20)], 60000.0)
+    query = pupil.choose(1, 0.0).opened[0]
+    found = pupil.known(label(int(query.alert_id.removeprefix("ztf:")), "SN", query_id=query.query_id))
+    assert found is not None
+    assert found.before.keys() == {"mixture", *pupil.learner.member_names}
+    assert found.before["mixture"] == np.float32(query.probabilities["mixture"]).tolist()
+    other = label(77, "SN", query_id=query.query_id)  # a query id of another alert says nothing of this one
+    assert pupil.known(other) is None
+
+
+def test_a_withdrawal_leaves_a_model_that_never_saw_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ASKED", 0)
-    pupil, other = made(), made()
-    for number in range(30):
-        told = label(number, "AGN" if number % 2 else "SN")
-        asked = Asked(candidate(number).features, 60000.0)
-        for one in (pupil, other) if number else (pupil,):
-            one.hear(told)
-            one.learn(told, asked)
-    withdrawal = label(99, None, alert_id="ztf:0", replaces="event-0", withdrawn=True)
-    pupil.hear(withdrawal)
-    pupil.relearn(withdrawal, pupil.taught["ztf:0"])
-    assert pupil.frozen.digest() == other.frozen.digest()
+    for withdrawn in (0, 17, 29):  # before all states that are kept, between two, and the last
+        pupil, other = made(), made()
+        for number in range(30):
+            told = label(number, "AGN" if number % 2 else "SN")
+            for one in (pupil, other) if number != withdrawn else (pupil,):
+                tell(one, told)
+        tell(
+            pupil, label(99, None, alert_id=f"ztf:{withdrawn}", replaces=f"event-{withdrawn}", withdrawn=True)
+        )
+        assert pupil.frozen.digest() == other.frozen.digest()
+        assert pupil.progress.losses == other.progress.losses
+        assert tell(pupil, label(100, "SN")) == tell(other, label(100, "SN")) == 1
+        assert pupil.frozen.digest() == other.frozen.digest()
+
+
+def test_an_undo_does_not_teach_everything_again() -> None:
+    pupil = made()
+    tell(pupil, *(label(number, "AGN" if number % 2 else "SN") for number in range(45)))
+    tell(pupil, label(99, None, alert_id="ztf:44", replaces="event-44", withdrawn=True))
+    assert pupil._states[-1][0] == 40
+    assert len(pupil.lessons) == pupil.learner.learned == 44
+
+
+def test_a_batch_of_labels_is_the_same_as_one_after_the_other() -> None:
+    together, one_by_one = made(), made()
+    labels = [label(number, "AGN" if number % 3 else "SN") for number in range(25)]
+    tell(together, *labels)
+    for one in labels:
+        tell(one_by_one, one)
+    assert together.frozen.digest() == one_by_one.frozen.digest()
+
+
+def test_a_label_that_comes_twice_is_heard_once() -> None:
+    pupil = made()
+    tell(pupil, label(1, "SN"), label(1, "SN"), label(2, "AGN"))
+    before = pupil.frozen.digest()
+    assert tell(pupil, label(1, "SN")) == 0
+    assert (pupil.learner.learned, pupil.frozen.digest()) == (2, before)
+    assert pupil.heard == ["event-1", "event-2"]
+
+
+def test_a_raw_label_is_learned_as_the_class_that_it_means() -> None:
+    own = ModelSettings(classes=["real", "bogus"], raw={"real": ["galactic", "AGN"], "bogus": ["bogus"]})
+    pupil = Pupil("real_bogus", own, COLUMNS)
+    assert pupil.concerns(label(1, "AGN", model=""))
+    assert not pupil.concerns(label(1, "SN"))
+    tell(pupil, label(1, "AGN", model=""), label(2, "bogus", model=""), label(3, "comet", model=""))
+    assert pupil.lessons == [("event-1", "real"), ("event-2", "bogus")]
+
+
+def test_where_people_disagree_the_rule_decides_what_is_learned() -> None:
+    pupil = Pupil("transient", ModelSettings(classes=["AGN", "SN"]), COLUMNS, LabelsSettings(rule="majority"))
+    tell(pupil, label(1, "SN"), label(2, "AGN"))
+    tell(pupil, label(1, "AGN", event_id="second", who="bob"))
+    assert pupil.lessons == [("event-2", "AGN")]
+    tell(pupil, label(1, "AGN", event_id="third", who="cat"))
+    assert dict(pupil.lessons) == {"event-2": "AGN", "second": "AGN"}
+    assert pupil.learner.learned == 2
+
+
+def test_a_nights_budget_closes_the_list_until_the_next_night() -> None:
+    own = ModelSettings(classes=["AGN", "SN"], queries=4, budget=3)
+    pupil = Pupil("transient", own, COLUMNS)
+    pupil.consider([candidate(n) for n in range(20)], 60000.0)
+    pupil.choose(1, 1000.0)
+    assert len(pupil.shortlist.open) == 3
+    for query in pupil.shortlist.open:
+        tell(
+            pupil, label(int(query.alert_id.removeprefix("ztf:")), "SN", query_id=query.query_id, when=1000.0)
+        )
+    pupil.choose(2, 1001.0)
+    assert len(pupil.shortlist.open) == 0
+    pupil.choose(3, 1000.0 + 13 * 3600)
+    assert len(pupil.shortlist.open) == 3
+
+
+def test_a_challenger_that_is_better_takes_over_and_the_questions_name_its_members() -> None:
+    better = {"good": ChallengerSettings(members=["naive_bayes"], columns=["colour"])}
+    own = ModelSettings(classes=["AGN", "SN"], members=["naive_bayes"], challengers=better, random_share=0.0)
+    pupil = Pupil("transient", own, ("rise",), None, {"good": ("colour",)})
+    for number in range(400):
+        colour = candidate(number).features["colour"]
+        tell(pupil, label(number, "SN" if (colour or 0) > 0 else "AGN"))
+        if pupil.configuration:
+            break
+    assert pupil.configuration == "good"
+    assert pupil.frozen.columns == ("colour",)
+    pupil.consider([candidate(n) for n in range(500, 520)], 60000.0)
+    asked_now = pupil.choose(1, 0.0).opened[0]
+    assert asked_now.probabilities.keys() == {"mixture", "good/naive_bayes", "naive_bayes"}
+
+
+def test_an_anomaly_model_grows_on_its_pool_and_asks_for_the_strangest() -> None:
+    own = ModelSettings(task="anomaly", queries=3, random_share=0.0)
+    pupil = Pupil("odd", own, COLUMNS)
+    assert not pupil.outgrown()
+    strange = Candidate("ztf", "ztf:9999", "ztf:strange", 60000.0, {"rise": 40.0, "colour": -40.0})
+    pupil.consider([*(candidate(n) for n in range(300)), strange], 60000.0)
+    assert pupil.outgrown()
+    pupil.grow(pupil.shortlist.features(pupil.columns))
+    assert not pupil.outgrown()
+    assert pupil.choose(1, 0.0).opened[0].alert_id == "ztf:9999"
+    before = float(pupil.frozen.predict(_rows(strange)).mixture[0, 0])
+    tell(pupil, label(9999, "ordinary", model="odd", object_id="ztf:strange"))
+    assert float(pupil.frozen.predict(_rows(strange)).mixture[0, 0]) < before
+
+
+def _rows(one: Candidate) -> pa.Table:
+    return pa.table({name: [one.features[name]] for name in COLUMNS})

@@ -1,6 +1,8 @@
+import json
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +11,15 @@ from raybroker import simulate
 from raybroker.archive import provenance
 from raybroker.archive.events import EventLog, dicts
 from raybroker.archive.table import AlertsTable, row_schema
+from raybroker.cluster.catalogue_labels import Watch
 from raybroker.cluster.pupil import Pupil
+from raybroker.cluster.requests import Requests
 from raybroker.cluster.trainer import Stream, Trainer
 from raybroker.learning.compiled import Frozen
 from raybroker.scores import online
-from raybroker.settings import LearningSettings, ModelSettings
+from raybroker.settings import LabelsSettings, LearningSettings, ModelSettings
 from raybroker.step import discover
+from raybroker.stream.memory import MemorySink
 from raybroker.synthetic import CLASSES, Sky
 from tests.cluster.worlds import ZTF, pipeline, placed, worker
 
@@ -50,14 +55,25 @@ def root(night: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def trainer(root: Path, clock: Clock | None = None, **settings: object) -> Trainer:
-    own = ModelSettings(classes=list(CLASSES), **settings)
+def trainer(
+    root: Path,
+    clock: Clock | None = None,
+    labels: LabelsSettings | None = None,
+    registry: Any = None,
+    requests: Any = None,
+    **settings: object,
+) -> Trainer:
+    own = ModelSettings(**{"classes": list(CLASSES)} | settings)
     made = pipeline()
     table = AlertsTable(root, "ztf", _row_schema(made))
-    pupil = Pupil(MODEL, own, online.expand(own.columns, BASIC))
-    return Trainer(
-        root, {"ztf": Stream(ZTF, made, table)}, [pupil], None, LearningSettings(), clock or Clock()
-    )
+    challengers = {
+        key: online.expand(other.columns, BASIC) for key, other in own.challengers.items() if other.columns
+    }
+    pupil = Pupil(MODEL, own, online.expand(own.columns, BASIC), labels, challengers)
+    watch = Watch(labels.catalogues) if labels else None
+    streams = {"ztf": Stream(ZTF, made, table)}
+    now = clock or Clock()
+    return Trainer(root, streams, [pupil], registry, LearningSettings(), now, requests, watch)
 
 
 def _row_schema(made):  # type: ignore[no-untyped-def]
@@ -191,7 +207,7 @@ def test_an_alert_never_asked_is_learned_from_the_archive_and_a_rejected_one_fro
     for i, outcome in enumerate(("scored", "rejected"), 1):
         answer(root, by_outcome[outcome], truth(by_outcome[outcome]))
         assert made.turn().labels[MODEL] == i
-        features = made.pupils[MODEL].taught[by_outcome[outcome]["alert_id"]].features
+        features = list(made.pupils[MODEL].taught.values())[-1].features
         assert np.isfinite(features["basic.snr"])
 
 
@@ -231,3 +247,141 @@ def test_a_label_withdrawn_before_any_snapshot_is_not_learned_by_the_next_traine
     again = trainer(root)
     again.turn()
     assert digest(again) == before
+
+
+CHALLENGERS = {"bayes": {"members": ["naive_bayes"], "columns": ["basic.snr", "basic.magnitude"]}}
+
+
+def answered(root: Path, made: Trainer, labels: int) -> None:
+    for _ in range(labels):
+        query = open_queries(root)[0]
+        answer(root, query, truth(query))
+        made.turn()
+
+
+def test_with_challengers_and_at_any_point_a_trainer_that_comes_back_is_the_same(root: Path) -> None:
+    made = trainer(root, challengers=CHALLENGERS)
+    made.turn()
+    for labels in (3, 9, 10):
+        answered(root, made, labels)
+        again = trainer(root, challengers=CHALLENGERS)
+        ours, theirs = (one.pupils[MODEL] for one in (made, again))
+        for key in ("own", "bayes"):
+            assert ours.learners[key].frozen().digest() == theirs.learners[key].frozen().digest()
+        assert [str(duel) for duel in ours.contest.standing()] == [str(d) for d in theirs.contest.standing()]
+        assert ours.progress.metrics("bayes") == theirs.progress.metrics("bayes")
+        made = again
+        made.turn()
+
+
+def test_what_was_said_when_it_was_asked_survives_the_trainer(root: Path) -> None:
+    made = trainer(root)
+    made.turn()
+    answered(root, made, 12)
+    query = open_queries(root)[-1]
+    again = trainer(root)  # withdraws the question; whoever saw it answers all the same
+    for one in (made, again):
+        answer(root, query, truth(query), event_id="late-answer")
+        one.turn()
+    assert digest(made) == digest(again)
+    assert again.pupils[MODEL].taught["late-answer"].before == made.pupils[MODEL].taught["late-answer"].before
+    assert again.pupils[MODEL].taught["late-answer"].before["mixture"]
+
+
+def test_an_anomaly_forest_comes_back_as_it_was(root: Path) -> None:
+    settings = {"task": "anomaly", "classes": ["interesting", "ordinary"]}
+    made = trainer(root, **settings)
+    lesson = made.turn()
+    assert lesson.pool[MODEL] >= 200
+    assert made.pupils[MODEL].background is not None
+    for label in ("interesting", "ordinary", "ordinary"):
+        query = open_queries(root)[0]
+        assert "snapshot" in query["reason"]
+        answer(root, query, label)
+        made.turn()
+    again = trainer(root, **settings)
+    assert digest(again) == digest(made)
+    assert again._lesson(0, 0).snapshots == made._lesson(0, 0).snapshots
+
+
+def test_what_somebody_looks_at_keeps_its_place(root: Path) -> None:
+    clock = Clock()
+    made = trainer(root, clock)
+    made.turn()
+    held = open_queries(root)[-1]
+    until = datetime.fromtimestamp(clock.now + 1e6, UTC)
+    claim = {"event_id": "claim", "query_id": held["query_id"], "model": MODEL, "survey": "ztf"}
+    claim |= {"alert_id": held["alert_id"], "claim": "ann", "until": until, "state": "claimed"}
+    EventLog(root, "queries").append([claim | {"when": datetime.now(UTC)}])
+    for _ in range(15):
+        query = next(one for one in open_queries(root) if one["query_id"] != held["query_id"])
+        answer(root, query, truth(query))
+        made.turn()
+    assert held["query_id"] in {query.query_id for query in made.pupils[MODEL].shortlist.open}
+
+
+def test_a_catalogue_teaches_after_its_delay(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    rows = dicts(
+        AlertsTable(root, "ztf", _row_schema(pipeline())).read(["object_id", "outcome", "ra", "dec"])[0]
+    )
+    known = [row for row in rows if row["outcome"] == "scored"][:3]
+    tns = tmp_path_factory.mktemp("tns") / "tns.csv"
+    lines = [f"x{i},{r['ra']},{r['dec']},SN Ia,{r['object_id'][4:]}" for i, r in enumerate(known)]
+    tns.write_text("\n".join(["name,ra,declination,type,internal_names", *lines]))
+    own = {"file": tns, "delay_days": 10, "classes": {"SN Ia": CLASSES[0]}, "model": MODEL}
+    clock = Clock()
+    clock.now = (61284.5 - 40587) * 86400  # the night itself
+    made = trainer(root, clock, LabelsSettings(catalogues={"tns": own}), oldest_days=1000.0)
+    for _ in range(4):
+        made.turn()
+    assert made.pupils[MODEL].learner.learned == 0
+    clock.now += 11 * 86400
+    for _ in range(4):
+        made.turn()
+    labels = dicts(EventLog(root, "labels").read())
+    assert {(row["who"], row["label"]) for row in labels} == {("tns", CLASSES[0])}
+    assert made.pupils[MODEL].learner.learned == len({row["object_id"] for row in labels}) == 3
+
+
+class Kept:
+    """Takes releases."""
+
+    def __init__(self) -> None:
+        self.releases: list[Any] = []
+
+    def release(self, release: Any) -> None:
+        self.releases.append(release)
+
+    def close(self, timeout: float) -> int:
+        return 0
+
+
+def test_a_release_tells_of_the_champion_and_of_its_challengers(root: Path) -> None:
+    registry = Kept()
+    made = trainer(root, registry=registry, challengers=CHALLENGERS)
+    made.turn()
+    answered(root, made, 25)
+    made.release("now")
+    released = len(registry.releases)
+    made.release("again")  # nothing has changed
+    assert len(registry.releases) == released
+    champion, challenger = registry.releases[-2:]
+    assert (champion.configuration, champion.alias) == ("", "champion")
+    assert (challenger.configuration, challenger.alias) == ("bayes", "challenger")
+    assert (champion.model, champion.digest) == (MODEL, made.newest[MODEL].digest)
+    assert len(champion.taught) == made.pupils[MODEL].learner.learned
+    assert 0 < len(champion.unseen) <= 25
+    assert champion.metrics["labels"] == len(champion.taught)
+
+
+def test_each_question_and_its_end_is_told_to_other_programs(root: Path) -> None:
+    sink = MemorySink()
+    made = trainer(root, requests=Requests(sink))
+    made.turn()
+    query = open_queries(root)[0]
+    answer(root, query, truth(query))
+    made.turn()
+    made.close()
+    told = [json.loads(packet.value or b"") for packet in sink.written[f"raybroker.queries.{MODEL}"]]
+    assert [one["state"] for one in told if one["query_id"] == query["query_id"]] == ["open", "answered"]
+    assert sum(one["state"] == "open" for one in told) >= 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -13,10 +14,11 @@ from river import naive_bayes
 from sklearn.metrics import roc_auc_score
 
 from raybroker.errors import SettingsError
-from raybroker.learning.compiled import Frozen
+from raybroker.learning.compiled import Frozen, restore
 from raybroker.learning.learner import MEMBERS, Learner, Thinning
 
 CLASSES = ("AGN", "SN")
+ONLINE = ("softmax", "naive_bayes", "forest")
 COLUMNS = tuple(f"f{i}" for i in range(20))
 
 
@@ -42,9 +44,7 @@ def to_table(values: np.ndarray) -> pa.Table:
     )
 
 
-def taught(
-    labels: int = 100, seed: int = 1, flip: float = 0.0, members: tuple[str, ...] = MEMBERS
-) -> Learner:
+def taught(labels: int = 100, seed: int = 1, flip: float = 0.0, members: tuple[str, ...] = ONLINE) -> Learner:
     learner = Learner("m", CLASSES, COLUMNS, members, seed=seed)
     features, said, _ = sky(labels, seed, flip)
     every_other = np.arange(0, 2 * labels, 2)
@@ -59,8 +59,8 @@ def auc(learner: Learner, seed: int = 99) -> float:
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    """Of 100 labels; tests must not teach it."""
-    return taught()
+    """Of 100 labels, with all default members; tests must not teach it."""
+    return taught(members=MEMBERS)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -81,7 +81,7 @@ def test_shuffled_labels_teach_nothing() -> None:
 
 def test_before_any_label_all_classes_are_equal() -> None:
     prediction = Learner("m", CLASSES, COLUMNS).predict(sky(3, 0)[0])
-    assert prediction.members.shape == (3, 6, 2)
+    assert prediction.members.shape == (4, 6, 2)
     assert (prediction.members == 0.5).all()
     assert (prediction.mixture == 0.5).all()
 
@@ -95,7 +95,7 @@ def test_probabilities_sum_to_one(learner: Learner) -> None:
 
 def test_it_tests_before_it_trains() -> None:
     features, said, _ = sky(30, 3)
-    tested, reference = Learner("m", CLASSES, COLUMNS, seed=4), Learner("m", CLASSES, COLUMNS, seed=4)
+    tested, reference = (Learner("m", CLASSES, COLUMNS, seed=4) for _ in range(2))
     learned = tested.learn(features, said)
     for row, label in enumerate(said):
         before = reference.predict(features.slice(row, 1))
@@ -124,9 +124,9 @@ def test_the_compiled_members_say_what_river_says(labels: int) -> None:
     rows = np.column_stack([column.to_numpy() for column in features.columns])
     compiled = learner.frozen().predict_matrix(rows)
     for i, row in enumerate(rows):
-        river = learner._test(row)
-        assert np.abs(river.members[:, 0] - compiled.members[:, i]).max() < 1e-9
-        assert np.abs(river.mixture[0] - compiled.mixture[i]).max() < 1e-9
+        river = learner._said(row, np.full((len(ONLINE), 2), np.nan))
+        assert np.abs(river[:, 0] - compiled.members[:, i]).max() < 1e-9
+        assert np.abs(learner.weights @ river[:, 0] - compiled.mixture[i]).max() < 1e-9
 
 
 def test_the_compiled_forest_has_split_and_meets_missing_features() -> None:
@@ -289,9 +289,9 @@ def test_a_column_of_nulls_without_a_type_and_integers_are_read(learner: Learner
 def test_an_empty_table_gives_no_rows(learner: Learner) -> None:
     empty = sky(1, 0)[0].slice(0, 0)
     assert learner.predict(empty).mixture.shape == (0, 2)
-    assert learner.predict(empty).members.shape == (3, 0, 2)
+    assert learner.predict(empty).members.shape == (4, 0, 2)
     learned = Learner("m", CLASSES, COLUMNS).learn(empty, [])
-    assert learned.losses.shape == (3, 0)
+    assert learned.losses.shape == (4, 0)
 
 
 def test_a_feature_that_comes_late_is_used() -> None:
@@ -337,3 +337,155 @@ def test_what_is_infinite_is_not_known(learner: Learner) -> None:
     for value in (np.inf, -np.inf, np.nan):
         found = learner.predict(features.set_column(1, "f1", pa.array([value] * 10)))
         assert (found.mixture == without.mixture).all()
+
+
+def test_the_default_members_include_the_window() -> None:
+    assert MEMBERS == ("softmax", "naive_bayes", "forest", "window")
+
+
+def delayed(rows: int, truth: list[str], sure: tuple[float, ...]) -> np.ndarray:
+    """What members said before: member m gave the right class `sure[m]`."""
+    right = np.array([CLASSES.index(label) for label in truth])
+    said = np.empty((len(sure), rows, 2))
+    for m, share in enumerate(sure):
+        said[m, np.arange(rows), right] = share
+        said[m, np.arange(rows), 1 - right] = 1 - share
+    return said
+
+
+PAIR = ("softmax", "naive_bayes")
+
+
+def test_what_was_said_before_is_what_counts() -> None:
+    features, said, _ = sky(15, 3)
+    learner = Learner("m", CLASSES, COLUMNS, PAIR)
+    learned = learner.learn(features, said, before=delayed(30, said, (0.9, 0.4)))
+    assert np.allclose(learned.losses, -np.log([[0.9], [0.4]]))
+    expected = sum(0.99**i for i in range(30)) * -np.log([0.9, 0.4])
+    assert learner.losses == pytest.approx(expected)
+    assert learner.weights[0] > learner.weights[1]
+
+
+def test_a_member_that_was_not_asked_before_is_asked_now() -> None:
+    features, said, _ = sky(15, 3)
+    before = delayed(30, said, (0.9, 0.4))
+    before[1, 20:] = np.nan
+    told, now = (Learner("m", CLASSES, COLUMNS, PAIR) for _ in range(2))
+    learned, tested = told.learn(features, said, before=before), now.learn(features, said)
+    assert np.allclose(learned.prediction.members[0], before[0])
+    assert np.allclose(learned.prediction.members[1, :20], before[1, :20])
+    assert (learned.prediction.members[1, 20:] == tested.prediction.members[1, 20:]).all()
+
+
+def test_objects_that_were_learned_before_do_not_count() -> None:
+    """Of objects it knows, a member that memorizes says wonders."""
+    features, said, _ = sky(50, 3)
+    known = np.arange(100) % 2 == 1
+    before = delayed(100, said, (0.6, 0.5))
+    before[:, known] = delayed(100, said, (0.5, 0.99))[:, known]
+    learner, flattered = (Learner("m", CLASSES, COLUMNS, PAIR) for _ in range(2))
+    learner.learn(features, said, before=before, picks=[True] * 100, unseen=(~known).tolist())
+    flattered.learn(features, said, before=before, picks=[True] * 100)
+    assert learner.weights[0] > 0.6
+    assert flattered.weights[1] > 0.6
+    assert len(learner._calibrator.picks) == 50
+
+
+def test_calibration_learns_from_random_picks_only() -> None:
+    features, said, _ = sky(50, 3)
+    before = delayed(100, said, (0.55, 0.55))
+    picked, chosen = (Learner("m", CLASSES, COLUMNS, PAIR) for _ in range(2))
+    picked.learn(features, said, before=before, picks=[True] * 100)
+    chosen.learn(features, said, before=before, picks=[i < 29 for i in range(100)])
+    assert chosen.frozen().calibration.slope == 1
+    assert picked.frozen().calibration.slope > 1.5  # it was always right, and said so too softly
+    assert picked.frozen().digest() != chosen.frozen().digest()
+    one, other = picked.predict(features), chosen.predict(features)
+    assert (one.members == other.members).all()
+    assert (np.argsort(one.mixture[:, 1]) == np.argsort(other.mixture[:, 1])).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"before": np.zeros((3, 2, 2))}, {"picks": [True]}, {"unseen": [True, False, True]}],
+)
+def test_what_does_not_fit_the_rows_is_refused_before_anything_is_learned(wrong: dict[str, object]) -> None:
+    learner = Learner("m", CLASSES, COLUMNS, PAIR)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        learner.learn(sky(1, 0)[0], ["SN", "SN"], **wrong)  # type: ignore[arg-type]
+    assert learner.learned == 0
+
+
+def turned_sky() -> tuple[pa.Table, list[str], np.ndarray]:
+    """300 labels, then 130 of a sky where the classes have changed places; what was said before knew the old sky."""
+    old, said, _ = sky(150, 3)
+    new, other, _ = sky(65, 4)
+    flipped = ["AGN" if label == "SN" else "SN" for label in other]
+    before = np.concatenate([delayed(300, said, (0.8, 0.8)), delayed(130, flipped, (0.2, 0.2))], axis=1)
+    return pa.concat_tables([old, new]), said + flipped, before
+
+
+def test_a_change_of_the_stream_makes_the_window_forget() -> None:
+    features, said, before = turned_sky()
+    learner = Learner("m", CLASSES, COLUMNS, ("softmax", "window"))
+    learner.learn(features.slice(0, 300), said[:300], before=before[:, :300])
+    assert learner._change.since == 0
+    learner.learn(features.slice(300), said[300:], before=before[:, 300:])
+    assert 250 <= learner._change.since <= 310
+    test, truth, _ = sky(200, 8)
+    found = learner.predict(test).members[1, :, 1]
+    assert (
+        roc_auc_score(np.array(truth) == "SN", found) < 0.4
+    )  # it knows the new sky, where they changed places
+
+
+def test_a_loss_that_falls_is_no_change() -> None:
+    features, said, before = turned_sky()
+    learner = Learner("m", CLASSES, COLUMNS, ("softmax", "window"))
+    learner.learn(features, said, before=before[:, ::-1])
+    assert learner._change.since == 0
+
+
+def test_everything_goes_on_bit_for_bit_after_a_change_and_with_calibration() -> None:
+    features, said, before = turned_sky()
+    one = Learner("m", CLASSES, COLUMNS, ("softmax", "window"), seed=2)
+    picks = [i % 2 == 0 for i in range(430)]
+    other = one
+    for start in range(0, 430, 86):
+        part = slice(start, start + 86)
+        lesson = {"before": before[:, part], "picks": picks[part]}
+        one.learn(features.slice(start, 86), said[part], **lesson)
+        if other is not one:
+            other.learn(features.slice(start, 86), said[part], **lesson)
+        other = Learner.restore(other.snapshot())
+    assert one._change.since > 0
+    assert one.frozen().calibration.slope != 1
+    assert one.frozen().digest() == other.frozen().digest()
+    test = sky(20, 9)[0]
+    assert one.predict(test).mixture.tobytes() == other.predict(test).mixture.tobytes()
+
+
+def test_a_snapshot_for_workers_stays_small() -> None:
+    learner = Learner("m", CLASSES, COLUMNS)
+    features, said, _ = sky(500, 3)
+    learner.learn(features, said, before=np.full((4, 1_000, 2), 0.5))
+    assert len(learner.frozen().snapshot()) < 400_000
+    assert Frozen.restore(learner.frozen().snapshot()).digest() == learner.frozen().digest()
+
+
+def test_whatever_scores_is_restored_by_one_function(learner: Learner) -> None:
+    frozen = learner.frozen()
+    assert restore(frozen.snapshot()).digest() == frozen.digest()
+    assert restore(pickle.dumps(frozen)).digest() == frozen.digest()
+    with pytest.raises(ValueError, match="hold a dict, not a model that scores"):
+        restore(learner.snapshot())
+
+
+@pytest.mark.parametrize("name", ["bagging", "patches"])
+def test_more_of_rivers_ensembles_go_by_name(name: str) -> None:
+    learner = taught(60, members=("softmax", name))
+    again = taught(60, members=("softmax", name))
+    features, _, truth = sky(50, 5)
+    found = learner.predict(features)
+    assert roc_auc_score(truth, found.members[1, :, 1]) > 0.6
+    assert found.mixture.tobytes() == again.predict(features).mixture.tobytes()

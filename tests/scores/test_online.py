@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from raybroker import checks
 from raybroker.errors import SettingsError
-from raybroker.scores.online import expand, features_table, pinned, score
+from raybroker.scores.online import expand, feature_digest, features_table, pinned, score
 
 CLASSES = ["SN Ia", "AGN?"]
 
@@ -85,3 +86,16 @@ def test_no_features_or_a_class_called_snapshot_are_errors():
         score("supernova", (), CLASSES)
     with pytest.raises(SettingsError):
         score("supernova", ("ra",), ["a", "snapshot"])
+
+
+def test_a_feature_digest_knows_one_nan_and_the_order() -> None:
+    def from_bits(bits: int) -> float:
+        return float(np.array([bits], np.uint64).view(np.float64)[0])
+
+    nans = [None, float("nan"), from_bits(0xFFF8000000000123), float("inf"), -float("inf")]
+    assert len({feature_digest([1.5, value, 2.0]) for value in nans}) == 1
+    assert feature_digest([1.5, 2.0]) != feature_digest([2.0, 1.5])
+    assert feature_digest([1.5]) != feature_digest([1.5, None])
+    assert feature_digest([0.1]) != feature_digest([float(np.float32(0.1))])
+    little = hashlib.sha256(bytes.fromhex("000000000000f83f000000000000f87f")).hexdigest()
+    assert feature_digest(np.array([1.5, np.nan])) == little

@@ -140,6 +140,7 @@ def open_station(root: Path, **changed: Any) -> Station:
         "asked": asked,
         "lookup": Lookup(root),
         "labels": EventLog(root, "labels"),
+        "questions": EventLog(root, "queries"),
         "sessions": Sessions({"right": "maria"}, b"secret", root / "links"),
         "models": MODELS,
         "surveys": {"ztf": surveys.load("ztf")},
@@ -149,6 +150,7 @@ def open_station(root: Path, **changed: Any) -> Station:
             "classes": {"AGN": features.get("x")},
         },
         "score_packet": lambda survey, packet: {"survey": survey, "bytes": len(packet)},
+        "columns": lambda model, number: ("basic.age",) if number == 7 else None,
         "problems": follower.problems,
         "delay": lambda: follower.delay,
     }
@@ -192,7 +194,7 @@ def station(archive: Path) -> Station:
 
 @pytest.fixture
 def desk_to_write(archive: Path, tmp_path: Path) -> Station:
-    """The same archive with a log of labels of its own."""
-    return open_station(
-        archive, labels=EventLog(tmp_path, "labels"), sessions=Sessions({"right": "maria"}, b"s", tmp_path)
-    )
+    """The same archive with logs of labels and questions of its own, for two people."""
+    people = Sessions({"right": "maria", "other": "tycho"}, b"s", tmp_path)
+    logs = {"labels": EventLog(tmp_path, "labels"), "questions": EventLog(tmp_path, "queries")}
+    return open_station(archive, **logs, sessions=people)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import io
 import json
 from pathlib import Path
@@ -13,8 +15,11 @@ from astropy.io import fits
 from PIL import Image
 
 from raybroker.errors import ArchiveError, PacketError
+from raybroker.scores.online import feature_digest
+from raybroker.settings import ModelSettings
 
 TOKEN = {"Authorization": "Bearer right"}
+OTHER = {"Authorization": "Bearer other"}
 
 
 @pytest.fixture
@@ -125,6 +130,8 @@ def test_an_alert_has_all_that_is_known(station: Any, question: dict[str, Any]) 
     assert alert["object_id"].removeprefix("ztf:") == alert["ztf"]["objectId"]
     assert alert["history"][-1]["mjd"] <= alert["mjd"] + 1
     assert alert["columns"]["basic"]
+    (score,) = alert["scores"].values()
+    assert len(score.pop("features")) == 64
     assert alert["scores"] == question["alert"]["scores"]
     assert "galaxies" in alert["catalogues"]
 
@@ -154,6 +161,13 @@ def test_a_cutout_is_fits_or_a_picture(station: Any, question: dict[str, Any]) -
         answer = station.get(path, **asked)
         assert answer.headers["content-type"] == "image/png"
         assert np.asarray(Image.open(io.BytesIO(answer.content))).shape[:2] == shape
+    pictures = {
+        station.get(path, params={"format": "png", "stretch": stretch, "limits": limits}).content
+        for stretch in ("asinh", "linear", "log")
+        for limits in ("zscale", "percentile", "minmax")
+    }
+    assert len(pictures) == 9
+    assert station.get(path, params={"format": "png", "stretch": "cubic"}).status_code == 422
     assert station.get(path, params={"format": "gif"}).status_code == 422
     assert station.get(path.replace("science", "secret")).status_code == 422
 
@@ -298,6 +312,27 @@ def test_a_label_without_a_class_is_not_cant_tell(desk_to_write: Any, question: 
     assert desk_to_write.post("/labels", json=given, headers=TOKEN).status_code == 422
 
 
+def test_labels_are_listed_newest_first_and_say_which_hold(
+    desk_to_write: Any, question: dict[str, Any]
+) -> None:
+    desk_to_write.post("/labels", json=body(question, comment="blended"), headers=TOKEN)
+    desk_to_write.post("/labels", json=body(question, "event-0002", label="supernova"), headers=OTHER)
+    revised = body(question, "event-0003", label=None, replaces="event-0001")
+    desk_to_write.post("/labels", json=revised, headers=TOKEN)
+    found = strict(desk_to_write.get("/labels"))["labels"]
+    assert [(one["label"], one["who"], one["standing"]) for one in found] == [
+        (None, "maria", True),
+        ("supernova", "tycho", True),
+        ("AGN", "maria", False),
+    ]
+    assert found[2]["comment"] == "blended"
+    assert [one["event_id"] for one in desk_to_write.get("/labels?who=tycho").json()["labels"]] == [
+        "event-0002"
+    ]
+    assert len(desk_to_write.get("/labels?model=transients&limit=2").json()["labels"]) == 2
+    assert desk_to_write.get("/labels?model=nobody").status_code == 422
+
+
 # The page and its link.
 
 
@@ -409,6 +444,53 @@ def test_models_say_where_they_stand(station: Any) -> None:
     assert model["open_queries"] == 5
 
 
+def test_a_learning_curve_has_the_measures_of_every_snapshot(archive: Path, service: Any) -> None:
+    own = service.open_station(archive)
+    assert strict(own.get("/models/transients/curve")) == {"model": "transients", "snapshots": []}
+    when = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    rows = [
+        {
+            "model": "transients",
+            "number": n,
+            "labels": n - 1,
+            "when": when,
+            "digest": "d",
+            "metrics": {"auc": n / 100},
+        }
+        for n in (3, 1, 2, *range(4, 101))
+    ]
+    own.desk.asked.add_snapshots([*rows, {"model": "other", "number": 1}])
+    whole = strict(own.get("/models/transients/curve"))["snapshots"]
+    assert [one["number"] for one in whole] == list(range(1, 101))
+    assert whole[1] == {"number": 2, "labels": 1, "when": when.isoformat(), "metrics": {"auc": 0.02}}
+    few = own.get("/models/transients/curve?limit=10").json()["snapshots"]
+    assert [one["number"] for one in few] == list(range(10, 101, 10))
+    missing = own.get("/models/transient/curve")
+    assert (missing.status_code, "did you mean 'transients'" in missing.json()["error"]) == (404, True)
+
+
+def test_a_score_names_its_snapshot_and_the_digest_of_its_features(
+    station: Any, question: dict[str, Any]
+) -> None:
+    alert = station.get(f"/alerts/{question['alert_id']}").json()
+    age = station.desk.lookup.alert(question["alert_id"])["basic"]["age"]
+    assert alert["scores"]["transients"]["snapshot"] == 7
+    assert alert["scores"]["transients"]["features"] == feature_digest([age])
+    unknown = dataclasses.replace(station.desk, columns=lambda model, number: None)
+    assert unknown.alert(question["alert_id"])["scores"]["transients"]["features"] is None
+
+
+def test_the_status_says_how_many_answers_of_the_nights_budget_are_given(
+    desk_to_write: Any, question: dict[str, Any]
+) -> None:
+    budget = {"transients": ModelSettings(classes=["supernova", "AGN"], budget=10)}
+    desk = dataclasses.replace(desk_to_write.desk, models=budget)
+    assert desk.report()["progress"] == {"transients": {"answered": 0, "budget": 10}}
+    desk_to_write.post("/labels", json=body(question), headers=TOKEN)
+    assert desk.report()["progress"] == {"transients": {"answered": 1, "budget": 10}}
+    assert desk_to_write.get("/status").json()["progress"]["transients"] == {"answered": 1, "budget": None}
+
+
 def test_metrics_are_prometheus_text(station: Any) -> None:
     station.get("/alerts/ztf:1")
     text = station.get("/metrics").text
@@ -439,7 +521,9 @@ def test_the_api_describes_itself(station: Any) -> None:
             "/queries",
             "/labels",
         ),
-        *("/scores", "/models", "/status", "/health", "/metrics", "/me"),
+        *("/scores", "/models", "/models/{name}/curve", "/status", "/health", "/metrics", "/me"),
+        *("/queries/{query_id}/claim", "/queries/events", "/queries/atom.xml"),
+        *("/labels/batch", "/labels/standing"),
     }
     assert all(operation.get("description") for path in paths.values() for operation in path.values())
     assert station.get("/docs").status_code == 200

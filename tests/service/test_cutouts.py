@@ -62,6 +62,23 @@ def test_the_first_row_of_the_image_is_at_the_bottom() -> None:
     assert picture(image_file(image))[-1, 5, 0] == 255
 
 
+@pytest.mark.parametrize(("limits", "low", "high"), [("minmax", 0, 1000), ("percentile", 5, 995)])
+def test_the_range_says_what_is_black_and_what_is_white(limits: str, low: int, high: int) -> None:
+    ramp = np.arange(1001, dtype=np.float64).reshape(7, 143)
+    shades = np.asarray(Image.open(io.BytesIO(cutouts.png(ramp, "linear", limits))))[::-1, :, 0].reshape(-1)
+    assert (shades[: low + 1] == 0).all()
+    assert (shades[high:] == 255).all()
+    assert shades[500] == 128
+    assert shades[low + 10] > 0
+
+
+def test_stretches_lift_what_is_faint() -> None:
+    ramp = np.linspace(0, 1, 100).reshape(10, 10)
+    middle = {name: cutouts.png(ramp, name, "minmax") for name in ("linear", "asinh", "log")}
+    grey = {name: int(np.asarray(Image.open(io.BytesIO(found)))[-1, 5, 0]) for name, found in middle.items()}
+    assert grey["linear"] < grey["asinh"] < grey["log"]
+
+
 def test_pixels_without_data_are_transparent() -> None:
     image = np.ones((4, 4), np.float32)
     image[1, 2] = np.nan

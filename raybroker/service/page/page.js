@@ -1,66 +1,59 @@
 // The labelling page: shows the next question, and sends the answer. No framework, nothing from outside.
-import { calendar, drawCurve, magnitude, sexagesimal } from "./curve.js";
-import { $, make } from "./dom.js";
 
-const KINDS = ["science", "template", "difference"];
-const RESERVED = "sum";
+import { Outbox, ask, at, newId, understood } from "./api.js";
+import { $, load, make, row, save } from "./dom.js";
+import { CANT_TELL, Night } from "./night.js";
+import {
+  choicesOf, flipSince, flipUnit, keysOf, letterOf, nameOf, prefetchStamps, prepareControls, redraw, showAlert, showClasses, turnLimits, turnStretch,
+} from "./question.js";
+
 const POLL_MS = 2000;
-const CANT_TELL = "can’t tell";
+const CLAIM_MS = 60000; // between two looks whether a claim must be renewed
+const AHEAD = 2; // questions whose alert is read before it is shown
+const REMEMBERED = 40;
 
 const state = {
-  models: [], model: null, queue: [], current: null, skipped: new Set(), answered: new Set(),
-  history: [], unsent: load("unsent", []), sending: false, me: null, fluxes: load("fluxes", false), online: true,
-  details: new Map(), status: null,
+  models: [], model: null, queue: [], status: null, me: undefined, online: true,
+  current: null, // the question that is shown, or on its way
+  ready: false, // whether it is on the screen: only then an answer can be meant for it
+  parked: null, // the question that was left to see an earlier label again
+  skipped: new Set(), answered: new Set(), taken: new Map(), history: [], details: new Map(),
 };
 
-function draw() {
-  if (state.drawn) drawCurve(state.drawn, state.fluxes);
-}
-
-function load(key, otherwise) {
-  try { return JSON.parse(localStorage.getItem(`raybroker.${key}`)) ?? otherwise; } catch { return otherwise; }
-}
-
-function save(key, value) {
-  try { localStorage.setItem(`raybroker.${key}`, JSON.stringify(value)); } catch { /* private window */ }
-}
-
-function newId() {
-  const bytes = crypto.getRandomValues(new Uint8Array(16)); // randomUUID is missing on plain http
-  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-class Refused extends Error {
-  constructor(status, message) { super(message); this.status = status; }
-}
-
-async function ask(path, options) {
-  const answer = await fetch(path, { ...options, signal: AbortSignal.timeout(15000) });
-  const content = await answer.json().catch(() => ({ error: `${answer.status} ${answer.statusText}` }));
-  if (!answer.ok) throw new Refused(answer.status, content.error);
-  return content;
-}
-
-const at = (alertId) => encodeURIComponent(alertId).replaceAll("%3A", ":");
+const outbox = new Outbox({
+  sent: () => setTimeout(poll, 0),
+  failed: (error) => setOnline(understood(error), error.message),
+  refused: (event, error) => {
+    state.answered.delete(event.query_id);
+    showBanner(`an answer was refused: ${error.message}`);
+  },
+});
+const night = new Night({ revisit });
 
 // What is going on: polled.
 
 async function poll() {
   try {
-    const [models, status] = await Promise.all([ask("models"), ask("status")]);
-    state.models = models.models;
-    state.status = status;
+    const [models, status, me] = await Promise.all([ask("models"), ask("status"), ask("me")]);
+    Object.assign(state, { models: models.models, status, me: me.name });
     chooseModel();
-    if (state.model) state.queue = (await ask(`queries?limit=30&model=${state.model}`)).queries;
-    state.me = (await ask("me")).name;
+    await readQueue();
     setOnline(true);
     showFacts();
-    if (!state.current) next();
+    if (!state.current) await begin();
     prefetch();
-    send();
+    outbox.send();
+    if (model()) await night.look(model(), status);
   } catch (error) {
-    setOnline(error instanceof Refused && error.status < 500, error.message);
+    setOnline(understood(error), error.message);
   }
+}
+
+async function readQueue() {
+  const name = state.model;
+  if (!name) return;
+  const { queries } = await ask(`queries?limit=30&model=${name}`);
+  if (state.model === name) state.queue = queries;
 }
 
 function setOnline(online, why = "") {
@@ -69,24 +62,25 @@ function setOnline(online, why = "") {
 }
 
 function showBanner(why = "") {
-  const unsent = state.unsent.length;
+  const unsent = outbox.events.length;
   const kept = unsent ? ` ${unsent} answer${unsent > 1 ? "s are" : " is"} kept here and will be sent.` : "";
   const texts = [];
   if (!state.online) texts.push(`raybroker does not answer; trying again.${kept}`);
   else if (why) texts.push(why);
   else if (state.me === null) texts.push("You may look, but not label: open the page by the link that raybroker printed.");
-  $("banner").textContent = texts.join(" ");
-  $("banner").hidden = !texts.length;
+  const text = texts.join(" ");
+  if ($("banner").textContent !== text) $("banner").textContent = text; // said once, not at every look
+  $("banner").hidden = !text;
 }
 
 function chooseModel() {
-  const names = state.models.map((model) => model.name);
+  const names = state.models.map((one) => one.name);
   if (!names.includes(state.model)) state.model = names.includes(load("model")) ? load("model") : names[0] ?? null;
   const select = $("model");
   if ([...select.options].map((option) => option.value).join() !== names.join()) {
     select.replaceChildren(...names.map((name) => new Option(name, name)));
   }
-  select.value = state.model;
+  select.value = state.model ?? "";
   $("model-choice").hidden = names.length < 2;
 }
 
@@ -94,36 +88,53 @@ const model = () => state.models.find((one) => one.name === state.model);
 
 function showFacts() {
   const own = model();
-  const tonight = state.status.tonight[state.model] ?? { labels: 0, classes: {} };
   $("snapshot").textContent = own?.snapshot ? `#${own.snapshot.number}` : "none yet";
-  $("open").textContent = waiting().length + (state.current ? 1 : 0);
-  $("tonight").textContent = tonight.labels;
-  $("by-class").textContent = Object.entries(tonight.classes).map(([name, count]) => `${name} ${count}`).join(" · ");
-  const total = state.status.total;
-  $("stream").textContent = `${total.received.toLocaleString("en")} alerts received, ${total.scored.toLocaleString("en")} scored`;
+  $("open").textContent = waiting().length + (state.current && !state.current.revisit ? 1 : 0);
+  const { received, scored } = state.status.total;
+  $("stream").textContent = `${received.toLocaleString("en")} alerts received, ${scored.toLocaleString("en")} scored`;
   $("person").textContent = state.me ?? "";
-  const answers = document.querySelectorAll("#classes button, #cant-tell");
-  for (const button of answers) button.disabled = state.me === null;
+  for (const button of document.querySelectorAll("#classes button, #cant-tell")) button.disabled = state.me === null;
   $("undo").disabled = !state.history.length;
   if (!state.current) showNothing();
 }
 
 // The queue.
 
-const waiting = () => state.queue.filter((query) =>
-  query.query_id !== state.current?.query_id && !state.answered.has(query.query_id) && !state.skipped.has(query.query_id));
+const waiting = () => state.queue.filter((query) => query.query_id !== state.current?.query_id && !state.answered.has(query.query_id) &&
+  !state.skipped.has(query.query_id) && !((state.taken.get(query.query_id) ?? 0) > Date.now()));
 
 function next() {
-  show(waiting()[0] ?? null);
+  const parked = state.parked && !state.answered.has(state.parked.query_id) ? state.parked : null;
+  state.parked = null;
+  if (parked) show(parked, true);
+  else show(waiting()[0] ?? null);
 }
 
-function prefetch() {
-  for (const query of waiting().slice(0, 1)) {
-    detail(query).catch(() => {});
-    for (const kind of KINDS) new Image().src = stamp(query.alert_id, kind);
+// With what a link names, once: /?alert=ID, asked about or not.
+async function begin() {
+  const id = new URLSearchParams(location.search).get("alert");
+  if (!id) return next();
+  window.history.replaceState(null, "", location.pathname);
+  const asked = state.queue.find((query) => query.alert_id === id);
+  if (asked) return show(asked);
+  try {
+    const { object_id } = await ask(`alerts/${at(id)}`);
+    const reason = "A link led here; nobody asks about this alert. An answer is a label all the same; S goes on.";
+    show({ alert_id: id, object_id, revisit: true, model: state.model, told: model()?.raw?.length ? "" : state.model, probabilities: {}, reason });
+  } catch (error) {
+    next();
+    showBanner(`the link's alert could not be read: ${error.message}`);
   }
 }
 
+function prefetch() {
+  for (const query of waiting().slice(0, AHEAD)) {
+    detail(query).catch(() => {});
+    prefetchStamps(query.alert_id);
+  }
+}
+
+// The alert and its object, read once.
 function detail(query) {
   const known = state.details.get(query.alert_id);
   if (known) return known;
@@ -133,254 +144,207 @@ function detail(query) {
   ]);
   read.catch(() => state.details.delete(query.alert_id));
   state.details.set(query.alert_id, read);
-  if (state.details.size > 40) state.details.delete(state.details.keys().next().value);
+  if (state.details.size > REMEMBERED) state.details.delete(state.details.keys().next().value);
   return read;
 }
 
-const stamp = (alertId, kind) => `cutouts/${at(alertId)}/${kind}?format=png`;
-
-async function show(query) {
-  state.current = query;
-  $("alert").hidden = !query;
-  $("nothing").hidden = Boolean(query);
-  if (!query) return showNothing();
-  $("alert").classList.add("old");
-  showQuestion(query);
+// Nobody else is asked what is shown here. False: somebody else looks at it, or has answered.
+async function claim(query) {
+  if (!state.me || query.revisit) return true;
   try {
-    const [alert, object] = await detail(query);
+    await ask(`queries/${query.query_id}/claim`, { method: "POST" });
+    return true;
+  } catch (error) {
+    return !(understood(error) && (error.status === 409 || error.status === 404));
+  }
+}
+
+function giveBack(query) {
+  if (state.me && !query.revisit) ask(`queries/${query.query_id}/claim`, { method: "DELETE" }).catch(() => {});
+}
+
+async function show(query, mine = false) {
+  Object.assign(state, { current: query, ready: false });
+  document.body.classList.toggle("idle", !query);
+  if (!query) return state.status ? showFacts() : showNothing();
+  document.body.classList.add("old");
+  try {
+    const [free, [alert, object]] = await Promise.all([mine || claim(query), detail(query)]);
     if (state.current !== query) return;
-    showAlert(alert, object);
-    $("alert").classList.remove("old");
+    if (!free) return leave(query);
+    showClasses(model(), query, answer);
+    showAlert(query, alert, object, model(), waiting().map((one) => one.alert ?? one));
+    $("comment").value = "";
+    openComment(false);
+    state.ready = true;
+    document.body.classList.remove("old");
+    showFacts();
     prefetch();
   } catch (error) {
     if (state.current === query) showBanner(`this alert could not be read: ${error.message}`);
   }
 }
 
+// The list was older than what others did, or than what the model learned.
+async function leave(query) {
+  state.taken.set(query.query_id, Date.now() + CLAIM_MS);
+  await readQueue().catch(() => {});
+  if (state.current === query) next();
+}
+
 function showNothing() {
   const skipped = state.queue.filter((query) => state.skipped.has(query.query_id) && !state.answered.has(query.query_id));
   $("again").hidden = !skipped.length;
   $("take-back").hidden = !state.history.length;
-  const scored = state.status?.total.scored ?? 0;
-  $("nothing-why").textContent = !state.models.length ? "No model is configured: add a table [models.NAME] to raybroker.toml."
-    : skipped.length ? `Every open question was skipped (${skipped.length}).`
-      : scored ? "New questions appear here by themselves." : "No alert has been scored yet; questions follow the first ones.";
+  $("nothing-why").textContent = whyNothing(skipped.length);
 }
 
-function showQuestion(query) {
-  $("object").textContent = (query.object_id ?? query.alert_id).replace(/^[^:]*:/, "");
-  $("reason").textContent = query.reason ?? "";
-  const classes = model()?.classes ?? [];
-  $("classes").replaceChildren(...classes.map((name, i) => classButton(name, i, query, classes)));
-  $("stamps").replaceChildren(...KINDS.map((kind) => figure(query.alert_id, kind)));
-  showFacts();
+function whyNothing(skipped) {
+  const own = model();
+  const { answered = 0, budget = null } = state.status?.progress[state.model] ?? {};
+  if (!state.status) return "Looking …";
+  if (!own) return "No model is configured: add a table [models.NAME] to raybroker.toml.";
+  if (skipped) return `Every open question was skipped (${skipped}).`;
+  if (budget && answered >= budget) return `That was it for tonight: all ${budget} answers are given.`;
+  if (own.open_queries > state.queue.length) return `Others are looking at what is open (${own.open_queries - state.queue.length}).`;
+  if (state.status.total.scored) return "New questions appear here by themselves.";
+  return "No alert has been scored yet; questions follow the first ones.";
 }
 
-function letter(name, classes) {
-  const own = name[0]?.toLowerCase() ?? "";
-  const alone = classes.filter((other) => other[0]?.toLowerCase() === own).length === 1;
-  return alone && /[a-z]/.test(own) && !RESERVED.includes(own) ? own : "";
-}
+// Answers.
 
-function classButton(name, i, query, classes) {
-  const button = make("button");
-  const keys = make("span");
-  for (const key of [i < 9 ? String(i + 1) : "", letter(name, classes).toUpperCase()].filter(Boolean)) {
-    keys.append(make("kbd", key), " ");
-  }
-  const { mixture = {}, ...members } = query.probabilities;
-  const track = make("span", "", "track");
-  const fill = make("i");
-  fill.style.width = `${100 * (mixture[name] ?? 0)}%`;
-  track.append(fill, ...Object.values(members).map((scores) => mark(scores[name] ?? 0)));
-  button.append(keys, make("span", name), make("span", mixture[name]?.toFixed(2) ?? "", "score"), track);
-  button.title = ["mixture", ...Object.keys(members)].map((who) => `${who} ${query.probabilities[who]?.[name]?.toFixed(3) ?? "–"}`).join("\n");
-  button.onclick = () => answer(name, button);
-  return button;
-}
-
-function mark(score) {
-  const found = make("u");
-  found.style.left = `calc(${100 * score}% - 1px)`;
-  return found;
-}
-
-function figure(alertId, kind) {
-  const found = make("figure");
-  const frame = make("div");
-  const image = new Image();
-  image.alt = `${kind} cutout`;
-  image.src = stamp(alertId, kind);
-  image.onerror = () => { found.className = "none"; frame.replaceChildren(make("p", "no cutout")); };
-  frame.append(image);
-  found.append(frame, make("figcaption", kind));
-  return found;
-}
-
-// The alert.
-
-function showAlert(alert, object) {
-  const points = object?.light_curve ?? alert.history ?? [];
-  const zeroPoint = object?.zero_point ?? 31.4;
-  const facts = [
-    `${alert.survey} ${alert.alert_id.replace(/^[^:]*:/, "")}`, calendar(alert.mjd), sexagesimal(alert.ra, alert.dec),
-    `${alert.ra?.toFixed(5)} ${alert.dec?.toFixed(5)}`,
-    alert.flux > 0 ? `${alert.band} ${magnitude(alert.flux, zeroPoint).toFixed(2)} mag` : `${alert.band} band, fainter than its template`,
-    alert.ss_object_id ? `moving: ${alert.ss_object_id.replace(/^[^:]*:/, "")}` : null,
-    alert.reliability === null ? null : `reliability ${alert.reliability.toFixed(2)}`,
-    object && object.alerts.length > 1 ? `${object.alerts.length} alerts` : null,
-  ].filter(Boolean);
-  $("facts").replaceChildren(...facts.flatMap((fact, i) => [i ? " · " : "", make("span", fact)]));
-  state.drawn = { points, zeroPoint, mjd: alert.mjd };
-  draw();
-  showMatches(alert.catalogues);
-  showLabels(object?.labels ?? alert.labels);
-}
-
-function showMatches(catalogues) {
-  const rows = [];
-  for (const [name, match] of Object.entries(catalogues)) {
-    if (!match) rows.push(row(name, "no match", "none"));
-    else {
-      const head = make("tr");
-      const title = make("th", name);
-      title.colSpan = 2;
-      head.append(title);
-      rows.push(head, ...Object.entries(match).map(([key, value]) => row(key, shown(key, value))));
-    }
-  }
-  $("matches").replaceChildren(...(rows.length ? rows : [row("no catalogue is configured", "", "none")]));
-}
-
-function row(name, value, className = "") {
-  const found = make("tr");
-  found.append(make("td", name, className), make("td", value, className));
-  return found;
-}
-
-function shown(key, value) {
-  if (value === null) return "–";
-  const text = typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(5))) : String(value);
-  return key === "distance" ? `${Number(value).toFixed(2)}″` : text;
-}
-
-function showLabels(labels) {
-  $("labels-title").hidden = !labels.length;
-  $("labels").replaceChildren(...labels.filter((one) => !one.withdrawn).map((one) =>
-    make("li", `${one.label ?? CANT_TELL}, ${one.who}, ${String(one.when).slice(0, 16).replace("T", " ")}`, one.standing ? "" : "gone")));
-}
-
-// Answers. Each is kept until the server has it; sending it twice changes nothing.
+// The model that a label is for; none where it is a raw label, for all that understand it.
+const toldTo = (query) => (query.revisit ? query.told || undefined : model()?.raw?.length ? undefined : query.model);
 
 function answer(label, button) {
   const query = state.current;
-  if (!query || state.me === null || state.answered.has(query.query_id)) return;
+  if (!query || !state.ready || !state.me || (state.answered.has(query.query_id) && !query.revisit)) return;
   button?.classList.add("pressed");
   const event = {
-    event_id: newId(), alert_id: query.alert_id, model: query.model, label, query_id: query.query_id,
-    snapshot: query.snapshot, source: "page",
+    event_id: newId(), alert_id: query.alert_id, model: toldTo(query), label, query_id: query.query_id, snapshot: query.snapshot, source: "page",
   };
-  const revised = state.history.findLast((one) => one.query.query_id === query.query_id);
-  if (revised) event.replaces = revised.event_id;
+  const comment = $("comment").value.trim();
+  if (comment) event.comment = comment;
+  const revised = state.history.findLast((one) => one.query.query_id === query.query_id && !one.query.revisit);
+  const replaces = query.replaces ?? revised?.event_id;
+  if (replaces) event.replaces = replaces;
   state.history = state.history.filter((one) => one !== revised).concat({ event_id: event.event_id, query, label });
   state.answered.add(query.query_id);
-  post(event);
-  $("last").textContent = `${query.object_id?.replace(/^[^:]*:/, "") ?? "the last one"}: ${label ?? CANT_TELL}`;
+  state.details.delete(query.alert_id);
+  outbox.post(event);
+  state.ready = false;
+  $("last").textContent = `${nameOf(query)}: ${label ?? CANT_TELL}`;
   setTimeout(next, button ? 120 : 0);
 }
 
-function undo() {
+// Takes the last answer back. A revised label is revised once more, to what it was.
+async function undo() {
   const last = state.history.pop();
   if (!last) return;
-  state.answered.delete(last.query.query_id);
-  state.details.delete(last.query.alert_id);
-  post({
-    event_id: newId(), alert_id: last.query.alert_id, model: last.query.model, label: null, withdrawn: true,
-    replaces: last.event_id, query_id: last.query.query_id, source: "page",
-  });
+  const { query } = last;
+  state.details.delete(query.alert_id);
+  const event = { event_id: newId(), alert_id: query.alert_id, model: toldTo(query), replaces: last.event_id, query_id: query.query_id, source: "page" };
+  Object.assign(event, query.replaces ? { label: query.before } : { label: null, withdrawn: true });
+  if (!query.revisit) state.answered.delete(query.query_id);
   $("last").textContent = `“${last.label ?? CANT_TELL}” is taken back`;
-  show(last.query);
+  if (state.current && !state.current.revisit) state.parked = state.current;
+  state.ready = false;
+  await outbox.post(event);
+  show(query.replaces ? { ...query, replaces: event.event_id } : query, true);
 }
 
 function skip() {
-  if (!state.current) return;
-  state.skipped.add(state.current.query_id);
+  const query = state.current;
+  if (!query) return;
+  if (!query.revisit) state.skipped.add(query.query_id);
+  giveBack(query);
   next();
 }
 
-function post(event) {
-  state.unsent.push(event);
-  save("unsent", state.unsent);
-  send();
-}
-
-async function send() {
-  if (state.sending || !state.unsent.length) return;
-  state.sending = true;
-  try {
-    while (state.unsent.length) {
-      await deliver(state.unsent[0]);
-      state.unsent.shift();
-      save("unsent", state.unsent);
-    }
-    setTimeout(poll, 0);
-  } catch (error) {
-    setOnline(error instanceof Refused && error.status < 500, error.message);
-  } finally {
-    state.sending = false;
-  }
-}
-
-async function deliver(event) {
-  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(event) };
-  try {
-    await ask("labels", options);
-  } catch (error) {
-    // What the server understood and refused would be refused for ever; the rest is tried again.
-    if (!(error instanceof Refused) || error.status >= 500 || error.status === 401) throw error;
-    state.answered.delete(event.query_id);
-    showBanner(`an answer was refused: ${error.message}`);
-  }
+// A label of the list is seen again. One's own is revised by the next answer; beside another's, one's own is added.
+function revisit(label) {
+  if (state.current && !state.current.revisit) state.parked = state.current;
+  const own = label.who === state.me && label.standing;
+  const said = `${own ? "You" : label.who ?? label.source} said “${label.label ?? CANT_TELL}”${label.comment ? ` (${label.comment})` : ""}.`;
+  show({
+    ...label, revisit: true, model: label.model || state.model, told: label.model, query_id: label.query_id ?? undefined, snapshot: undefined, probabilities: {}, before: label.label,
+    replaces: own ? label.event_id : undefined, reason: `${said} ${own ? "Another answer revises it" : "Your answer is added"}; S goes back.`,
+  });
 }
 
 // Hands.
 
+// On a small screen the field is there only while it is written in.
+function openComment(open) {
+  $("decide").classList.toggle("commenting", open);
+  $("comment-button").setAttribute("aria-expanded", String(open));
+  if (open) $("comment").focus();
+}
+
+const KEYS = [
+  ["0", CANT_TELL, () => answer(null)],
+  ["S", "skip: not now; others may be asked", skip],
+  ["U", "undo the last answer, and the one before", undo],
+  ["C", "write a comment; Enter or Esc leaves it", () => openComment(true)],
+  ["M", "magnitudes or fluxes", flipUnit],
+  ["T", "days from this alert or from the first detection", flipSince],
+  ["X", "stretch of the cutouts: asinh, linear, log", turnStretch],
+  ["Z", "range of the cutouts: zscale, 99 %, all", turnLimits],
+  ["?", "these keys", () => toggleHelp()],
+];
+
 function press(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
-  const key = event.key.toLowerCase();
-  const buttons = [...document.querySelectorAll("#classes button")];
-  const classes = model()?.classes ?? [];
-  const place = /^[1-9]$/.test(key) ? Number(key) - 1 : classes.findIndex((name) => letter(name, classes) === key);
-  if (event.repeat) return;
-  if (key === "0" || key === "?") answer(null);
-  else if (key === "s") skip();
-  else if (key === "u") undo();
-  else if (key === "m") toggle();
-  else if (state.current && buttons[place]) answer(classes[place], buttons[place]);
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.target.matches("input, textarea, select")) return;
+  const key = event.key.toUpperCase();
+  const found = KEYS.find(([own]) => own === key);
+  if ($("help").open && key !== "?") return;
+  const classes = choicesOf(model());
+  const place = /^[1-9]$/.test(key) ? Number(key) - 1 : classes.findIndex((name) => letterOf(name, classes).toUpperCase() === key);
+  if (found) found[2]();
+  else if (place >= 0 && place < classes.length) answer(classes[place], $("classes").children[place]);
+  else return;
+  event.preventDefault(); // else the C that leads into the comment would be its first letter
 }
 
-function toggle() {
-  state.fluxes = !state.fluxes;
-  save("fluxes", state.fluxes);
-  draw();
+function toggleHelp() {
+  const help = $("help");
+  if (help.open) return help.close();
+  const classes = choicesOf(model());
+  const lines = [...classes.map((name, i) => [keysOf(name, i, classes), name]), ...KEYS.map(([key, about]) => [[key], about])];
+  $("keys").replaceChildren(...lines.map(([keys, about]) => {
+    const cell = make("td");
+    cell.append(...keys.flatMap((key) => [make("kbd", key), " "]));
+    return row(cell, about);
+  }));
+  help.showModal();
 }
 
-function start() {
-  document.addEventListener("keydown", press);
+function prepareButtons() {
   $("cant-tell").onclick = () => answer(null);
   $("skip").onclick = skip;
   $("undo").onclick = undo;
   $("take-back").onclick = undo;
-  $("unit").onclick = toggle;
+  $("help-button").onclick = toggleHelp;
+  $("help-close").onclick = toggleHelp;
   $("again").onclick = () => { state.skipped.clear(); next(); };
+  $("comment-button").onclick = () => openComment(!$("decide").classList.contains("commenting"));
+  $("comment").onkeydown = (event) => { if (["Enter", "Escape"].includes(event.key)) event.target.blur(); };
   $("model").onchange = (event) => {
-    state.model = event.target.value;
+    if (state.current) giveBack(state.current);
+    Object.assign(state, { model: event.target.value, queue: [], current: null, parked: null, history: [] });
     save("model", state.model);
-    state.queue = [];
-    state.current = null;
+    event.target.blur();
     poll();
   };
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+}
+
+function start() {
+  prepareControls();
+  prepareButtons();
+  document.addEventListener("keydown", press);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redraw(); night.draw(); });
+  setInterval(() => { if (state.current && state.ready && !document.hidden) claim(state.current); }, CLAIM_MS);
   const again = () => poll().finally(() => setTimeout(again, POLL_MS));
   again();
 }
