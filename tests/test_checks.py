@@ -307,6 +307,14 @@ class Stubborn(Centroids):
         return {}
 
 
+class Forgetful(Centroids):
+    """Fits what it is given anew, as scikit-learn's `fit` does."""
+
+    def learn(self, features, labels):
+        self.sums, self.counts = np.zeros((2, 3)), np.zeros((2, 3))
+        return super().learn(features, labels)
+
+
 class Uncertain(Centroids):
     def predict(self, features):
         made = super().predict(features)
@@ -331,6 +339,7 @@ def test_an_honest_learner_passes():
         (Restless, "predicting changes nothing"),
         (Amnesiac, "a restored snapshot"),
         (Stubborn, "it learns"),
+        (Forgetful, "it remembers"),
         (Uncertain, "it predicts before|probabilities"),
         (Gregarious, "same bits"),
     ],

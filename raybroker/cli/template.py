@@ -55,7 +55,13 @@ simbad = false                          # SIMBAD through the CDS X-match service
 [models.transient]                      # a model that learns from your labels while the night goes on
 classes = ["supernova", "agn", "variable_star", "bogus"]
 columns = ["basic.*", "early.*"]        # what it learns from: numbers that steps give
-strategy = "margin"                     # what to ask next: margin, uncertainty, entropy, random, or package.module:function
+strategy = "margin"                     # what to ask next: margin, entropy, vote_entropy, band, ranked_batch ... (docs/how-to/strategy.md)
+# budget = 40                           # answers asked for in one night; default: as many as people give
+# faintest = 20.5                       # magnitude; what is fainter cannot be followed up, and is not asked
+
+# [models.odd]                          # the strangest alerts first; it learns what you find interesting
+# task = "anomaly"
+# columns = ["basic.*"]
 
 [filters.bright]                        # a filter without code: SQL over all columns
 where = "basic.magnitude < 18.5 and reliability > 0.8"

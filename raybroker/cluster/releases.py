@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from raybroker.learning.release import Forecast, Release, Taught, balance, key
 from raybroker.learning.metrics import summary
+from raybroker.learning.release import Forecast, Release, Taught, balance, key
 from raybroker.settings import ModelSettings
 
 WINDOW = 50  # labels over which the learning curve is a mean

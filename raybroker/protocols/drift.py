@@ -1,0 +1,134 @@
+"""Drift: the stream changes, and what was learned is wrong from then on. Who recovers, and after how many labels.
+
+The change is one of: 'swap' (from the middle on the classes are exchanged, each for the next), 'time' (nothing is done
+to the table: what its second half brings is the change), or the values of a column, of which one side comes first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from raybroker.learning import metrics
+from raybroker.protocols import findings, stream
+from raybroker.protocols.findings import Findings, Line, Plot, Sheet
+from raybroker.protocols.models import BASELINE, MIXTURE, Recipe
+from raybroker.protocols.stream import Progress, Rules, Run
+from raybroker.protocols.tables import Integers, Labelled
+
+SWAP, TIME = "swap", "time"
+EDGES = (0, 50, 100, 200, 400, 600, 1_000, 2_000)  # labels learned since the change
+LEAST_ROWS = 30  # alerts, for a number
+
+
+def changed(data: Labelled, change: str, seed: int) -> tuple[Labelled, int]:
+    """The table with its change, in order of time, and the row with which the new begins."""
+    rng = np.random.default_rng(seed)
+    data = data.in_time(rng)
+    if data.change:
+        return _by_column(data)
+    middle = int(np.searchsorted(data.times, (data.times[0] + data.times[-1]) / 2))
+    if change == TIME:
+        return data, middle
+    labels = data.labels.copy()
+    labels[middle:] = (labels[middle:] + 1) % len(data.classes)
+    return replace(data, labels=labels), middle
+
+
+def _by_column(data: Labelled) -> tuple[Labelled, int]:
+    """The side with the commoner value (of numbers, the lower half) comes first; the days run on after it."""
+    late = _late(data.change)
+    first, second = np.flatnonzero(~late), np.flatnonzero(late)
+    moved = data.take(np.concatenate([first, second]))
+    shift = data.times[first[-1]] - data.times[second[0]]
+    times = np.concatenate([data.times[first], data.times[second] + max(shift, 0.0)])
+    return replace(moved, times=times), len(first)
+
+
+def _late(values: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    try:
+        numbers = np.array(values, float)
+        late = numbers > np.nanmedian(numbers)
+        if late.any() and not late.all():
+            return late
+    except ValueError:
+        pass
+    names, counts = np.unique(np.array(values), return_counts=True)
+    return np.array(values) != names[counts.argmax()]
+
+
+def protocol(
+    data: Labelled,
+    recipe: Recipe,
+    rules: Rules,
+    seeds: Sequence[int],
+    change: str = SWAP,
+    progress: Progress = lambda share: None,
+) -> Findings:
+    """AUC on unseen objects by the number of labels learned since the change, of every member."""
+    runs, edges = [], []
+    for number, seed in enumerate(seeds):
+        rows, edge = changed(data, change, seed)
+        rng = np.random.default_rng(seed)
+        step = lambda share, n=number: progress((n + share) / len(seeds))  # noqa: E731
+        runs.append(stream.listen(rows, recipe.learner(rows, seed), stream.due(rows, rules, rng), seed, step))
+        edges.append(edge)
+    return _report(runs, edges, recipe, rules, change)
+
+
+def since(run: Run, edge: int) -> Integers:
+    """[rows] labels of alerts after the change that were learned before each row; -1 before the change."""
+    before = np.searchsorted(run.label_rows, edge)  # labels come in the order of their alerts
+    return np.where(np.arange(len(run.data)) < edge, -1, np.maximum(run.heard - before, 0))
+
+
+def _report(runs: Sequence[Run], edges: Sequence[int], recipe: Recipe, rules: Rules, change: str) -> Findings:
+    names = (MIXTURE, BASELINE, *recipe.names)
+    parts = ["before", *(f"{low} to {high}" for low, high in itertools.pairwise(EDGES))]
+    found = {
+        name: [_parts(run, edge, run.said(recipe.names)[name]) for run, edge in zip(runs, edges, strict=True)]
+        for name in names
+    }
+    shown = [
+        i for i in range(len(parts)) if any(one[i] == one[i] for seeds in found.values() for one in seeds)
+    ]
+    rows = [
+        (parts[i], *(findings.with_spread([one[i] for one in found[name]]) for name in names)) for i in shown
+    ]
+    numbers = {
+        findings.key("drift", name, f"auc_{parts[i].replace(' ', '_')}"): findings.mean(
+            [one[i] for one in seeds]
+        )
+        for name, seeds in found.items()
+        for i in shown
+    }
+    note = f"change: {_what(runs[0].data, change)}; labels {rules.delay:g} days late; AUC on unseen objects, {findings.over(len(runs))}"
+    sheet = Sheet("Drift: labels learned since the change", ("labels", *names), tuple(rows), note)
+    lines = tuple(_line(name, seeds, shown) for name, seeds in found.items())
+    plot = Plot("Recovery after the change", "labels learned since the change", "AUC", lines)
+    return Findings("drift", numbers, (sheet,), (plot,))
+
+
+def _what(data: Labelled, change: str) -> str:
+    told = {SWAP: "the classes are exchanged halfway", TIME: "the second half of the days"}
+    return "the values of a column, one side after the other" if data.change else told[change]
+
+
+def _parts(run: Run, edge: int, said: metrics.Floats) -> list[float]:
+    """AUC before the change and in each part after it."""
+    count, rows = since(run, edge), run.scope(stream.SCOPES[0])
+    masks = [rows & (count < 0)]
+    masks += [rows & (count >= low) & (count < high) for low, high in itertools.pairwise(EDGES)]
+    return [
+        metrics.class_auc(run.data.labels[mask], said[mask]) if mask.sum() >= LEAST_ROWS else float("nan")
+        for mask in masks
+    ]
+
+
+def _line(name: str, seeds: Sequence[Sequence[float]], shown: Sequence[int]) -> Line:
+    middles = [-50.0, *((low + high) / 2 for low, high in itertools.pairwise(EDGES))]
+    y = [findings.mean([one[i] for one in seeds]) for i in shown]
+    return Line(name, tuple(middles[i] for i in shown), tuple(y))
