@@ -136,7 +136,7 @@ class ChallengerSettings(Table):
 
     members: Annotated[list[str], Field(min_length=1)]
     columns: list[str] = []  # empty: the model's own
-    window: Count = 2_000
+    window: Count = 10_000
     seed: int = 0
 
 
@@ -150,8 +150,8 @@ class ModelSettings(Table):
     ]  # the default of "anomaly"
     raw: dict[str, list[str]] = {}  # class: the raw labels ([labels] classes) that mean it
     columns: list[str] = ["basic.*"]
-    members: Annotated[list[str], Field(min_length=1)] = ["softmax", "naive_bayes", "forest", "window"]
-    window: Count = 2_000  # labels that the refitted member learns from
+    members: Annotated[list[str], Field(min_length=1)] = ["softmax", "naive_bayes", "window"]
+    window: Count = 10_000  # labels that the refitted member learns from
     strategy: str = "margin"
     queries: Count = 10  # how many stand open
     budget: Annotated[int, Field(ge=0)] = 0  # answers asked for in one night; 0: as many as people give

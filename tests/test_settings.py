@@ -34,7 +34,7 @@ def test_a_file_becomes_a_typed_tree_with_absolute_paths(file: Path) -> None:
     assert read.steps.paths == [file.parent / "steps"]
     assert read.steps.of("real") == {"min_rb": 0.65}
     assert read.models["transient"].classes == ["real", "bogus"]
-    assert read.models["transient"].members == ["softmax", "naive_bayes", "forest", "window"]
+    assert read.models["transient"].members == ["softmax", "naive_bayes", "window"]
 
 
 def test_secrets_come_from_the_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,10 @@ class SilentError(RaybrokerError):
     """Nothing answers there."""
 
 
+class TakenError(RaybrokerError):
+    """HTTP 409: somebody else has it, or it is answered."""
+
+
 class Client:
     """The service at one URL, with one person's token."""
 
@@ -38,13 +42,18 @@ class Client:
         """The JSON that a POST gives."""
         return self._answer(lambda: self._http.post(path, json=body))
 
+    def delete(self, path: str) -> Any:
+        """The JSON that a DELETE gives."""
+        return self._answer(lambda: self._http.delete(path))
+
     def _answer(self, ask: Any) -> Any:
         try:
             response = ask()
         except httpx.TransportError as error:
             raise SilentError(f"nothing answers at {self.url} ({error}); is `raybroker run` on?") from None
         if response.is_error:
-            raise RaybrokerError(_message(response))
+            kind = TakenError if response.status_code == 409 else RaybrokerError
+            raise kind(_message(response))
         return response.json()
 
     def label(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from raybroker.cli.asking import Client
+from raybroker.cli.asking import Client, TakenError
 from raybroker.errors import RaybrokerError
 
 Row = dict[str, Any]
@@ -71,6 +72,7 @@ class Session:
         while query := self._next():
             self._show(query)
             if not self._answer(query, keys):
+                self._give_back(query)
                 break
         else:
             self.console.print("nothing more to label now")
@@ -81,7 +83,21 @@ class Session:
             return self.again.pop()
         known = self.skipped | {query["query_id"] for _, query in self.given}
         found = self.desk.get("/queries", model=self.model)["queries"]
-        return next((query for query in found if query["query_id"] not in known), None)
+        return next((query for query in found if query["query_id"] not in known and self._claim(query)), None)
+
+    def _claim(self, query: Row) -> bool:
+        """Nobody else is asked this now; False if somebody was faster. Whoever may not claim hears it with the label."""
+        try:
+            self.desk.post(f"/queries/{query['query_id']}/claim", {})
+        except TakenError:
+            return False
+        except RaybrokerError:
+            return True
+        return True
+
+    def _give_back(self, query: Row) -> None:
+        with suppress(RaybrokerError):
+            self.desk.delete(f"/queries/{query['query_id']}/claim")
 
     def _show(self, query: Row) -> None:
         name = query.get("object_id") or ""
@@ -101,6 +117,7 @@ class Session:
                 return self._say(query, keys.get(key))
             elif key == "s":
                 self.skipped.add(query["query_id"])
+                self._give_back(query)
                 return True
             elif key == "u":
                 if self._undo(query):

@@ -63,6 +63,14 @@ strategy = "margin"                     # what to ask next: margin, entropy, vot
 # task = "anomaly"
 # columns = ["basic.*"]
 
+# [labels]
+# rule = "majority"                     # where people disagree: newest (the default), first, majority, agreed
+# [labels.catalogues.tns]               # a catalogue teaches, too, so many days late (docs/how-to/label.md)
+# file = "tns_public_objects.csv"
+# delay_days = 14
+# model = "transient"
+# classes = { "SN Ia" = "supernova", "SN II" = "supernova", "AGN" = "agn" }
+
 [filters.bright]                        # a filter without code: SQL over all columns
 where = "basic.magnitude < 18.5 and reliability > 0.8"
 # topic = "raybroker.bright"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,11 +198,26 @@ def check(settings: Settings) -> None:
     for name in settings.surveys:
         pipeline(settings, name)
     for name, own in settings.models.items():
+        _check_raw(name, own, settings.labels.classes)
         try:
             Pupil(name, own, ("a",), settings.labels)
         except (ValueError, SettingsError) as error:
             raise SettingsError(f"models.{name}: {error}") from None
     pupils(settings)
+
+
+def _check_raw(name: str, own: ModelSettings, classes: Sequence[str]) -> None:
+    """Every raw label of a model can be given, and means one class."""
+    meaning: dict[str, str] = {}
+    for target, raws in own.raw.items():
+        for raw in raws:
+            if raw not in classes:
+                near = did_you_mean(raw, classes)
+                raise SettingsError(
+                    f"models.{name}.raw.{target}: no raw label '{raw}'{near}: [labels] classes are {list(classes)}"
+                )
+            if meaning.setdefault(raw, target) != target:
+                raise SettingsError(f"models.{name}.raw: '{raw}' means both '{meaning[raw]}' and '{target}'")
 
 
 def registry(settings: Settings) -> Registry | None:

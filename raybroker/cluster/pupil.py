@@ -20,7 +20,7 @@ import pyarrow as pa
 from raybroker.cluster.progress import Progress
 from raybroker.learning import arrival, strategies
 from raybroker.learning.compiled import Floats
-from raybroker.learning.labels import Label, Ledger
+from raybroker.learning.labels import Label, Ledger, translate
 from raybroker.learning.learner import Learned, Learner, Thinning
 from raybroker.learning.outliers import OutlierLearner
 from raybroker.learning.promotion import Contest
@@ -78,7 +78,8 @@ class Pupil:
         self.taught: dict[str, Asked] = {}  # by event id: what each label teaches
         self.heard: list[str] = []  # event ids, in the order in which they came
         self.background: pa.Table | None = None  # what an anomaly forest grew on
-        self._answers: list[float] = []
+        self._spoken: dict[str, list[str]] = {}  # by object: event ids of all labels of it
+        self._answers: dict[str, float] = {}  # when each question was answered, by event id
         self._states: list[tuple[int, bytes]] = []
         self.shortlist = Shortlist(
             name,
@@ -102,8 +103,9 @@ class Pupil:
         self.taken: list[Taught] = []  # of the lessons, those that were not thinned out
         self.lessons: list[tuple[str, str]] = []  # (event id, class) as `ledger.to_learn` gave them
         self._states = []
-        if self.background is not None:
-            self.grow(self.background)
+        for key, learner in self.learners.items():
+            if self.background is not None and isinstance(learner, OutlierLearner):
+                learner.background(self.background.select(list(self.own_columns[key])))
 
     def _learner(self, key: str) -> Learner | OutlierLearner:
         own: ModelSettings | ChallengerSettings = self.settings.challengers.get(key, self.settings)
@@ -130,8 +132,9 @@ class Pupil:
     # Labels.
 
     def concerns(self, label: Label) -> bool:
-        """Whether a label is for this model, and new: its own, or a raw one."""
-        return label.model in (self.name, "") and label.event_id not in self.ledger
+        """Whether a label is for this model, and new: its own, or a raw one if it translates any."""
+        own = label.model == self.name or (not label.model and bool(self.settings.raw))
+        return own and label.event_id not in self.ledger
 
     def known(self, label: Label) -> Asked | None:
         """What the question was, or what the pool holds of an alert that nobody asked about; None: not here."""
@@ -148,18 +151,28 @@ class Pupil:
         if not self.ledger.add(label):
             return False
         self.heard.append(label.event_id)
-        self._answers.append(label.when)
+        self._spoken.setdefault(label.object_id or label.alert_id, []).append(label.event_id)
+        self._count(label)
         if asked is not None:
             self.taught[label.event_id] = asked
-        if label.withdrawn:
-            self.shortlist.reopen(label.alert_id, label.object_id)
-        else:
-            self.shortlist.answered(label.alert_id, label.object_id)
+        told = self.shortlist.answered if self.is_answered(label) else self.shortlist.reopen
+        told(label.alert_id, label.object_id)
         return True
 
+    def is_answered(self, label: Label) -> bool:
+        """Whether somebody's word on this label's object stands: then it is not asked."""
+        return any(map(self.ledger.stands, self._spoken.get(label.object_id or label.alert_id, ())))
+
+    def _count(self, label: Label) -> None:
+        """The answer to a question is one of the night's; a catalogue's label, or a file's, is none."""
+        self._answers.pop(label.replaces or "", None)
+        meant = label.label is None or translate(label, self.name, self.settings.classes, self.settings.raw)
+        if label.query_id and meant and not label.withdrawn:
+            self._answers[label.event_id] = label.when
+
     def answered_since(self, when: float) -> int:
-        """How many labels have come since then (seconds since 1970)."""
-        return sum(answer >= when for answer in self._answers)
+        """How many questions were answered since then (seconds since 1970), and the answer was not taken back."""
+        return sum(answer >= when for answer in self._answers.values())
 
     def study(self) -> int:
         """Learn what the ledger says now; returns how many lessons were taught, those taught again included."""
@@ -182,7 +195,8 @@ class Pupil:
             self._states = states
 
     def _keep_state(self) -> None:
-        if len(self.lessons) % STATE_EVERY == 0:
+        known = self._states[-1][0] if self._states else -1
+        if len(self.lessons) % STATE_EVERY == 0 and len(self.lessons) > known:
             names = ("learners", "contest", "thinning", "progress", "verdict", "taken", "lessons")
             state = pickle.dumps({name: getattr(self, name) for name in names}, protocol=5)
             self._states = [*self._states[1 - KEPT_STATES :], (len(self.lessons), state)]
@@ -241,16 +255,18 @@ class Pupil:
 
     def outgrown(self) -> bool:
         """Whether a forest should grow on the pool as it is now."""
-        if self.settings.task != "anomaly" or len(self.shortlist) < LEAST_BACKGROUND:
+        if self.settings.task != "anomaly" or len(self.shortlist) < min(LEAST_BACKGROUND, self.settings.pool):
             return False
         return self.background is None or len(self.shortlist) >= GROWN * len(self.background)
 
     def grow(self, background: pa.Table) -> None:
-        """Grow the forests on this sample: numbers by column, null where not known."""
-        self.background, self._states = background, []
-        for key, learner in self.learners.items():
-            if isinstance(learner, OutlierLearner):
-                learner.background(background.select(list(self.own_columns[key])))
+        """Grow the forests on this sample: numbers by column, null where not known.
+
+        What was learned is learned again, so that whoever resumes on this sample judges the model alike.
+        """
+        self.background = background
+        self._begin()
+        self.study()
 
     # Questions.
 
@@ -258,7 +274,8 @@ class Pupil:
         """New alerts for the pool; returns the ids of queries that are too old or too faint now."""
         if self.settings.arrival != "all" and candidates:
             said = self.frozen.predict(_table([one.features for one in candidates], self.columns)).mixture
-            entry = self.arrival.decide(1.0 - said.max(axis=1))
+            doubt = said[:, 0] if self.settings.task == "anomaly" else 1.0 - said.max(axis=1)
+            entry = self.arrival.decide(doubt)
             candidates = [
                 dataclasses.replace(one, drawn=bool(drawn))
                 for one, taken, drawn in zip(candidates, *entry, strict=True)
@@ -272,16 +289,25 @@ class Pupil:
         features = self.shortlist.features(self.columns)
         self.shortlist.members = _names(self.contest.champion, self.learner.member_names)
         pool = self.shortlist.pool(self.frozen.predict(features), features)
-        allowance = None
-        if self.settings.budget:
-            allowance = max(0, self.settings.budget - self.answered_since(now - NIGHT))
-        choice = self.shortlist.choose(
-            self.settings.strategy, self.strategy, pool, snapshot, self.rng, allowance=allowance, now=now
-        )
+        given = {"allowance": self._allowance(now), "now": now}
+        strategy = self.settings.strategy, self.strategy
+        choice = self.shortlist.choose(*strategy, pool, snapshot, self.rng, **given)
         choice = choice._replace(opened=self._with_challengers(choice.opened))
-        self.asked.update({query.query_id: _asked(query) for query in choice.opened})
+        for query in choice.opened:  # one that is asked again of the same snapshot is what it was at first
+            self.asked.setdefault(query.query_id, _asked(query))
         self._forget()
         return choice
+
+    def _allowance(self, now: float) -> int | None:
+        """How many questions the night's budget leaves; None: as many as people answer."""
+        if not self.settings.budget:
+            return None
+        return max(0, self.settings.budget - self.answered_since(now - NIGHT))
+
+    def wanted(self, now: float) -> int:
+        """How many questions should stand open, as far as there is something to ask."""
+        most, left = min(self.settings.queries, len(self.shortlist)), self._allowance(now)
+        return most if left is None else min(most, left)
 
     def _with_challengers(self, queries: Sequence[Query]) -> list[Query]:
         """The questions with what every other configuration says of them: that is what it will be judged by."""

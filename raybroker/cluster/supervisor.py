@@ -50,6 +50,7 @@ MEMORY = {
     "MALLOC_ARENA_MAX": "2",
 }
 START_SECONDS = 180.0
+LEARN_SECONDS = 3600.0  # a trainer that comes back learns all labels again: 2,000 of them in about a minute
 BACK_OFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -235,7 +236,8 @@ class Supervisor:
     def _overdue(self) -> None:
         limit = self.settings.turn.seconds + self.settings.turn.deadline_seconds
         for seat in self.seats:
-            allowed = limit if seat.taken is not None else START_SECONDS
+            starting = START_SECONDS if seat.survey else LEARN_SECONDS
+            allowed = limit if seat.taken is not None else starting
             if seat.answer is not None and time.monotonic() - seat.asked > allowed:
                 ray.kill(seat.actor)
                 reason = f"overruns the deadline of {self.settings.turn.deadline_seconds:g} s"

@@ -7,6 +7,7 @@ tells the workers. Questions are written to `queries` before anybody can see the
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from raybroker.alerts import flux_to_magnitude, values
 from raybroker.archive import provenance
 from raybroker.archive.events import EventLog, dicts
 from raybroker.archive.lookup import Lookup
@@ -30,12 +28,11 @@ from raybroker.cluster.pupil import OWN, Asked, Pupil
 from raybroker.cluster.questions import Questions
 from raybroker.cluster.releases import release_of
 from raybroker.cluster.requests import Requests
+from raybroker.cluster.rows import candidates, first_night, from_bytes, kept, to_bytes, value_at
 from raybroker.errors import RaybrokerError, UnknownError
 from raybroker.learning.labels import Label
 from raybroker.learning.registry import Registry
-from raybroker.learning.shortlist import Candidate
 from raybroker.pipeline import Pipeline
-from raybroker.scores.online import features_table
 from raybroker.settings import LearningSettings
 from raybroker.surveys import Survey
 
@@ -45,6 +42,7 @@ IDLE_SECONDS = 0.1
 CATALOGUE_SECONDS = 20.0
 ASK_SECONDS = 5.0  # how often the list is chosen anew while no label comes
 HEAD = ("outcome", "survey", "alert_id", "object_id", "mjd", "ra", "dec", "flux")
+ROWS = 4  # rows that are read at once for each place in a pool: an object has several
 State = tuple[int, str, str]  # labels heard, digest of the background, the configuration that serves
 
 
@@ -90,6 +88,7 @@ class Trainer:
         self.labels, self.snapshots = EventLog(root, "labels"), EventLog(root, "snapshots")
         self.questions, self.lookup = Questions(root, self.pupils, requests), Lookup(root)
         self._seen = dict.fromkeys(streams, -1)
+        self._enough = ROWS * max((pupil.settings.pool for pupil in self.pupils.values()), default=1)
         self._labels_seen = -1
         self._references = dict.fromkeys(self.pupils, "")
         self._released = self._looked = clock()
@@ -130,13 +129,15 @@ class Trainer:
     def _follow(self, survey: str) -> int:
         """New alerts into every pool."""
         stream = self.streams[survey]
-        rows, self._seen[survey] = stream.table.tail(self._seen[survey], self._columns(stream))
-        rows = rows.filter(pc.is_in(rows["outcome"], pa.array(["scored", "failed"])))
+        since = self._seen[survey]
+        first = first_night(stream.table, self._enough) if since < 0 else None
+        rows, self._seen[survey] = stream.table.tail(since, self._columns(stream), first)
+        rows = kept(rows)
         if not rows.num_rows:
             return 0
         now = pc.max(rows["mjd"]).as_py() or 0.0
         for pupil in self.pupils.values():
-            newest = rows.slice(max(0, rows.num_rows - 4 * pupil.settings.pool))
+            newest = rows.slice(max(0, rows.num_rows - ROWS * pupil.settings.pool))
             gone = pupil.consider(candidates(newest, pupil.columns), now, self.clock())
             self.questions.closed(gone, "withdrawn", self._now())
         return rows.num_rows
@@ -174,17 +175,18 @@ class Trainer:
     def _hear(self, pupil: Pupil, label: Label, known: Mapping[str, Asked]) -> bool:
         try:
             if label.label is not None and label.event_id not in known:
-                raise UnknownError(f"no alert '{label.alert_id}' is in the archive")
+                raise UnknownError(f"the archive has no features of alert '{label.alert_id}'")
             heard = pupil.hear(label, known.get(label.event_id))
         except (RaybrokerError, ValueError) as error:
             log.warning("label %s of %s is not learned: %s", label.event_id, label.alert_id, error)
             return False
-        if heard and not label.withdrawn:
+        if heard and pupil.is_answered(label):
             self.questions.answered(pupil.name, label.alert_id, label.object_id, self._now())
         return heard
 
     def _known(self, pupil: Pupil, labels: Sequence[Label]) -> dict[str, Asked]:
         """By event id: the features that the labeller was asked about; of an alert never asked, those in the archive."""
+        labels = [self._addressed(pupil, label) for label in labels]
         found = {label.event_id: asked for label in labels if (asked := pupil.known(label))}
         missing = [label for label in labels if label.event_id not in found]
         rows = self.questions.find({label.query_id for label in missing if label.query_id})
@@ -195,6 +197,12 @@ class Trainer:
                 found[label.event_id] = asked
         return found | self._archived(pupil, [label for label in missing if label.event_id not in found])
 
+    def _addressed(self, pupil: Pupil, label: Label) -> Label:
+        """Without its question where another model asked it: what was said then was said by that one."""
+        others = (other for other in self.pupils.values() if other is not pupil)
+        asked = any(label.query_id in other.asked for other in others)
+        return dataclasses.replace(label, query_id=None) if asked else label
+
     def _archived(self, pupil: Pupil, labels: Sequence[Label]) -> dict[str, Asked]:
         if not labels:
             return {}
@@ -203,7 +211,7 @@ class Trainer:
         found = {}
         for label in labels:
             if (row := rows.get(label.alert_id)) is not None and (made := self._whole(row)) is not None:
-                features = {path: _at(made, path) for path in pupil.columns}
+                features = {path: value_at(made, path) for path in pupil.columns}
                 found[label.event_id] = Asked(label.alert_id, features, row["mjd"])
         return found
 
@@ -214,7 +222,11 @@ class Trainer:
         stream = self.streams.get(row["survey"])
         if stream is None:
             return None
-        decoded = stream.survey.decode([self.lookup.packet(row["alert_id"])])
+        try:
+            decoded = stream.survey.decode([self.lookup.packet(row["alert_id"])])
+        except (RaybrokerError, OSError) as error:
+            log.warning("the packet of %s cannot be read: %s", row["alert_id"], error)
+            return None
         made = stream.pipeline.without_cuts().run(decoded.batch, decoded.bodies).kept.to_pylist()
         return made[0] if made else None
 
@@ -260,7 +272,7 @@ class Trainer:
 
     def _ask(self, pupil: Pupil) -> None:
         new = self.newest[pupil.name]
-        wanting = len(pupil.shortlist.open) < min(pupil.settings.queries, len(pupil.shortlist))
+        wanting = len(pupil.shortlist.open) < pupil.wanted(self.clock())
         patience = 1.0 if wanting else ASK_SECONDS
         if not len(pupil.shortlist) or self.clock() - new.asked < patience:
             return
@@ -320,8 +332,12 @@ class Trainer:
     def _recall(self, pupil: Pupil, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> None:
         last, new = rows[-1], self.newest[pupil.name]
         if last["reference"]:
-            self._references[pupil.name] = last["reference"]
-            pupil.grow(from_bytes(provenance.get(self.root, last["reference"])))
+            sample = from_bytes(provenance.get(self.root, last["reference"]))
+            if set(pupil.columns) <= set(
+                sample.column_names
+            ):  # else the settings changed: another grows soon
+                self._references[pupil.name] = last["reference"]
+                pupil.grow(sample)
         heard = dict.fromkeys(event_id for row in rows for event_id in row["learned"] or ())
         self._tell(pupil, [labels[event_id] for event_id in heard if event_id in labels])
         new.number, new.digest, new.state = last["number"], last["digest"], self._state(pupil)
@@ -342,41 +358,5 @@ class Trainer:
             self.registry.close(7.0)
 
 
-def candidates(rows: pa.Table, columns: Iterable[str]) -> list[Candidate]:
-    """Rows of the archive as candidates for a pool."""
-    whole = {name: rows[name].combine_chunks() for name in rows.schema.names}
-    features = features_table(whole, columns).to_pylist()
-    magnitudes = flux_to_magnitude(np.abs(values(whole["flux"])))
-    names = ("survey", "alert_id", "object_id", "mjd", "ra", "dec")
-    head = zip(*(rows[name].to_pylist() for name in names), magnitudes.tolist(), features, strict=True)
-    return [
-        Candidate(
-            survey, alert_id, object_id, mjd, found, ra, dec, None if magnitude != magnitude else magnitude
-        )
-        for survey, alert_id, object_id, mjd, ra, dec, magnitude, found in head
-    ]
-
-
-def to_bytes(table: pa.Table) -> bytes:
-    """A table as an Arrow stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table.combine_chunks())
-    return sink.getvalue().to_pybytes()
-
-
-def from_bytes(content: bytes) -> pa.Table:
-    """The table of an Arrow stream."""
-    return pa.ipc.open_stream(content).read_all()
-
-
 def _label(row: Mapping[str, Any]) -> Label:
     return Label.of({**row, "when": row["when"].timestamp() if row["when"] else 0.0})
-
-
-def _at(row: Mapping[str, Any], path: str) -> float | None:
-    """One number of a row by dotted path; None where it, or a parent, is not known."""
-    value: Any = row
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)

@@ -33,14 +33,15 @@ from raybroker.learning.compiled import (
 from raybroker.learning.drifting import Change
 from raybroker.learning.windowed import WindowMember
 
-MEMBERS = ("softmax", "naive_bayes", "forest", "window")
-WINDOW = 2_000  # labels that the member "window" learns from
+MEMBERS = ("softmax", "naive_bayes", "window")
+WINDOW = 10_000  # labels that the member "window" learns from
 REMEMBERED = 256  # labels that the scale is measured on; until then members are taught again when it changes
 SETTLED = 64  # values after which a column's scale stays
-LOSS_DECAY = 0.99  # per label: a member is judged on its last hundred or so
-# How fast the mixture leaves a member that loses. Bayes would have 1; but the labels of one object, and of one month, say
-# the same again, and a mixture that jumps between members ranks worse than their mean (docs/decisions/mixture.md).
-ETA = 0.05
+# How far one label moves the shares, along the gradient of the mixture's own log-loss (exponentiated gradient: Helmbold
+# et al. 1998, "On-line portfolio selection using multiplicative updates"). A share follows what a member adds to the
+# others, not how well it does alone: a poor member that says what no other says keeps a place.
+RATE = 0.1
+LEAST_SHARE = 0.001  # what all members share for ever, so that whoever is right after a change comes back
 
 
 class Learned(NamedTuple):
@@ -82,7 +83,7 @@ class Learner:
         self.name, self.seed, self.window = name, seed, window
         self.classes, self.columns, self.member_names = tuple(classes), tuple(columns), tuple(members)
         self.learned = 0
-        self.losses = np.zeros(len(self.member_names))  # decayed sums
+        self.weights = np.full(len(self.member_names), 1 / len(self.member_names))  # shares in the mixture
         self._calibrator, self._change = Calibrator(len(self.classes)), Change(window)
         self._scale = Scale(np.zeros(len(columns)), np.zeros(len(columns)))
         self._settled = np.zeros(len(columns), bool)
@@ -93,12 +94,6 @@ class Learner:
     def _fresh(self) -> list[members.Member]:
         task = members.Task(self.classes, self.columns, self.seed, self.window)
         return [members.make(name, task) for name in self.member_names]
-
-    @property
-    def weights(self) -> Floats:
-        """The share of each member in the mixture: exp(-eta * decayed prequential log-loss), normalized."""
-        raw = np.exp(-ETA * (self.losses - self.losses.min()))
-        return raw / raw.sum()
 
     def learn(
         self,
@@ -181,7 +176,8 @@ class Learner:
 
     def _judge(self, said: Floats, mixture: Floats, label: int, pick: bool) -> bool:
         """Count an honest test; True if it shows that the stream changed."""
-        self.losses = LOSS_DECAY * self.losses - np.log(said[:, label])
+        moved = self.weights * np.exp(RATE * said[:, label] / mixture[label])
+        self.weights = (1 - LEAST_SHARE) * moved / moved.sum() + LEAST_SHARE / len(moved)
         if pick:
             self._calibrator.learn(mixture, label)
         return self._change.noticed(1.0 - float(mixture[label]), self.learned)

@@ -1,7 +1,7 @@
 """The member "window": scikit-learn's forests refitted on the last labels.
 
-It forgets what is older than its window, or than a change of the stream, and so follows where the online members
-average. A refit is due after a number of labels, never after a time, and is made when somebody asks: a thousand labels
+It forgets what is older than its window, and what came before a change of the stream counts for less, so that it
+follows where the online members average. A refit is due after a number of labels, never after a time, and is made when somebody asks: a thousand labels
 learned in a row cost one refit.
 """
 
@@ -24,7 +24,10 @@ BOOSTED_FROM = 150  # labels; boosting is at chance until about 40, since a leaf
 # (docs/decisions/mixture.md); so the forest keeps most of the say.
 BOOSTED_SHARE = 0.25
 REFIT_SHARE = 10  # a refit is due when a tenth more was learned
-AFTER_CHANGE = 50  # labels that are kept at least when the stream changed
+AFTER_CHANGE = 50  # labels that count in full at least when the stream changed
+# What a label from before a change counts. To forget them all costs more than it gains where a change is one of the
+# shares of the classes, as most are; where the classes themselves change, a tenth is soon overruled.
+BEFORE_CHANGE = 0.1
 
 TREE_SAMPLES = (
     1_000  # labels drawn for one tree at most: as good on unseen objects, and a refit in half the time
@@ -41,6 +44,7 @@ class Lesson:
 
     rows: NDArray[np.float32]  # [labels, columns]
     labels: NDArray[np.int64]  # [labels]
+    weights: Floats | None = None  # [labels]; None: all count alike
 
 
 class WindowMember:
@@ -51,7 +55,7 @@ class WindowMember:
         self.rows: list[NDArray[np.float32]] = []  # from label number `first` on
         self.labels: list[int] = []
         self.first = self.learned = 0
-        self.start = 0  # labels before this number are not learned any more
+        self.change = 0  # labels before this number count for less
         self.fitted = 0  # the number of labels at the last refit
         self.due: tuple[int, int] | None = None  # numbers of the labels of the refit to be made
         self.part: Part = empty(classes)
@@ -60,21 +64,21 @@ class WindowMember:
         self.rows.append(row.astype(np.float32))
         self.labels.append(label)
         self.learned += 1
-        held = self.learned - self.start
-        if held >= LEAST and self.learned - self.fitted >= max(5, min(held, self.window) // REFIT_SHARE):
+        held = min(self.learned, self.window)
+        if held >= LEAST and self.learned - self.fitted >= max(5, held // REFIT_SHARE):
             self._refit_here()
 
     def _refit_here(self) -> None:
-        self.start = max(self.start, self.learned - self.window)
-        self.fitted, self.due = self.learned, (self.start, self.learned)
-        gone = self.start - self.first
+        start = max(0, self.learned - self.window)
+        self.fitted, self.due = self.learned, (start, self.learned)
+        gone = start - self.first
         del self.rows[:gone], self.labels[:gone]
-        self.first = self.start
+        self.first = start
 
     def changed(self, kept: int) -> None:
-        """The stream changed: only the last `kept` labels, or AFTER_CHANGE if that is more, are learned from now on."""
-        self.start = max(self.start, self.learned - max(kept, AFTER_CHANGE))
-        if self.learned - self.start >= LEAST:
+        """The stream changed: what came before the last `kept` labels, or AFTER_CHANGE if that is more, counts for less."""
+        self.change = max(self.change, self.learned - max(kept, AFTER_CHANGE))
+        if self.learned >= LEAST:
             self._refit_here()
 
     def predict_one(self, row: Floats) -> Floats:
@@ -83,7 +87,9 @@ class WindowMember:
     def compile(self) -> Part:
         if self.due is not None:
             start, stop = (number - self.first for number in self.due)
-            lesson = Lesson(np.array(self.rows[start:stop]), np.array(self.labels[start:stop]))
+            old = np.arange(*self.due) < self.change
+            weights = np.where(old, BEFORE_CHANGE, 1.0) if old.any() else None
+            lesson = Lesson(np.array(self.rows[start:stop]), np.array(self.labels[start:stop]), weights)
             self.part, self.due = fit(lesson, self.classes, self.seed), None
         return self.part
 
@@ -99,7 +105,7 @@ def fit(lesson: Lesson, classes: int, seed: int) -> Part:
     told = np.flatnonzero(_varies(lesson.rows))  # boosting raises on a column without a value
     if len(met) == 1 or len(told) == 0:
         return lay_out((), np.bincount(lesson.labels, minlength=classes) / len(lesson.labels), logits=False)
-    lesson = Lesson(lesson.rows[:, told], lesson.labels)
+    lesson = Lesson(lesson.rows[:, told], lesson.labels, lesson.weights)
     with threadpool_limits(1):
         trees = forest(lesson, told, classes, seed)
         if len(lesson.labels) < BOOSTED_FROM:
@@ -128,7 +134,7 @@ def forest_for(labels: int, seed: int) -> Any:
 def forest(lesson: Lesson, told: NDArray[np.int64], classes: int, seed: int) -> Trees:
     """A random forest; column i of the lesson is column told[i] of the model."""
     model = forest_for(len(lesson.labels), seed)
-    model.fit(lesson.rows, lesson.labels)
+    model.fit(lesson.rows, lesson.labels, lesson.weights)
     return lay_out(
         [_forest_tree(one.tree_, told, model.classes_, classes, len(model.estimators_)) for one in model],
         np.zeros(classes),
@@ -154,7 +160,7 @@ def _forest_tree(
 def boosted(lesson: Lesson, told: NDArray[np.int64], classes: int, seed: int) -> Trees:
     """Gradient boosting over histograms; of two classes met, the trees speak for the second."""
     model: Any = HistGradientBoostingClassifier(**BOOSTED, random_state=seed)
-    model.fit(lesson.rows, lesson.labels)
+    model.fit(lesson.rows, lesson.labels, lesson.weights)
     speaks = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
     baseline = np.full(classes, np.nan)
     baseline[model.classes_] = 0.0

@@ -49,7 +49,7 @@ def evaluate(
     columns: str | Iterable[str] = "*",
     wanted: str | Iterable[str] = (),
     members: Iterable[str] = (),
-    window: int = 2_000,
+    window: int = 10_000,
     seeds: int | Iterable[int] = 5,
     delay: float = 14.0,
     never: float = 0.0,

@@ -50,7 +50,7 @@ class Recipe:
     """How to make the learner: as `[models.NAME]` says it. No members: the learner's own choice."""
 
     members: tuple[str, ...] = ()
-    window: int = 2_000
+    window: int = 10_000
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raybroker.learning.labels import Label, Ledger, Raw, translate
 from raybroker.service.changes import Changes
-from raybroker.service.claims import Claims
+from raybroker.service.claims import Claim, Claims
 
 Row = dict[str, Any]
 
@@ -93,12 +93,14 @@ class Asked:
             found = [row for row in self._queries.values() if model in (None, row["model"])]
             found = [row for row in found if not answered & _targets(row)]
             if who is not None:
-                found = [row for row in found if self._may_see(row, who, now)]
+                found = [row for row in found if self.held(row, who, now) is None]
         return in_turn(found)[:limit]
 
-    def _may_see(self, row: Row, who: str, now: float) -> bool:
-        holder = self.claims.holder(row, now)
-        return holder is None or holder.who == who
+    def held(self, row: Row, who: str, now: float) -> Claim | None:
+        """The claim of somebody else than `who` on what a question asks; a raw label would answer other models' too."""
+        models = self._raws if row["model"] in self._raws else (row["model"],)
+        holders = (self.claims.holder({**row, "model": model}, now) for model in models)
+        return next((claim for claim in holders if claim is not None and claim.who != who), None)
 
     def is_answered(self, row: Row) -> bool:
         """Whether somebody's answer to this question stands."""
@@ -165,6 +167,12 @@ class Asked:
             for own in self._by_model(label):
                 told.setdefault(own.model, []).append(own)
         return {model: _counted(told[model]) for model in sorted(told)}
+
+    def answers(self, since: float) -> Counter[str]:
+        """Standing answers to questions since then, by model: not what was said unasked, by a catalogue or a file."""
+        with self._lock:
+            labels = [label for label in self._ledger.standing() if label.query_id and label.when >= since]
+        return Counter(own.model for label in labels for own in self._by_model(label))
 
     def _by_model(self, label: Label) -> list[Label]:
         """The label itself; a raw one as each model understands it."""

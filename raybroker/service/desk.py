@@ -163,7 +163,7 @@ class Desk:
         have claimed."""
         now = self.clock()
         return [
-            _question(row, self.view.alert(row["alert_id"]), self.asked.claims.holder(row, now))
+            _question(row, self.view.alert(row["alert_id"]), self.asked.held(row, "", now))
             for row in self.asked.open(model, limit, who, now)
         ]
 
@@ -173,7 +173,7 @@ class Desk:
         `HeldError` if somebody else does; `ConflictError` if it is answered.
         """
         row = self.asked.query(query_id)
-        if row is None:
+        if row is None or row["model"] not in self.models:
             raise UnknownError(f"no question '{query_id}' is open; GET /queries lists those that are")
         if self.asked.is_answered(row):
             raise ConflictError(f"question '{query_id}' is answered")
@@ -185,9 +185,9 @@ class Desk:
         length = 60 * self.models[row["model"]].claim_minutes
         for _ in range(CLAIM_ATTEMPTS):
             now = self.clock()
+            if (other := self.asked.held(row, who, now)) is not None:
+                raise HeldError(other)
             holder = self.asked.claims.holder(row, now)
-            if holder is not None and holder.who != who:
-                raise HeldError(holder)
             left = holder.until - now if holder else 0.0
             if left == 0 if give_back else left > length / 2:
                 return holder
@@ -258,15 +258,16 @@ class Desk:
         nights = view.counts(self.view.totals())
         total = {name: sum(night[name] for night in nights) for name in ("received", *view.OUTCOMES)}
         now = self.clock()
+        answers = self.asked.answers(now - TONIGHT)
         return {
             "time": now,
             "total": total,
             "nights": nights,
             "in_memory": len(self.view),
             "delay_seconds": self.delay(),
-            "tonight": (tonight := self.asked.progress(now - TONIGHT)),
+            "tonight": self.asked.progress(now - TONIGHT),
             "progress": {
-                name: {"answered": tonight.get(name, {}).get("labels", 0), "budget": own.budget or None}
+                name: {"answered": answers[name], "budget": own.budget or None}
                 for name, own in self.models.items()
             },
             "models": {name: self.asked.snapshot(name) for name in self.models},

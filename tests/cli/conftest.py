@@ -75,11 +75,16 @@ def town_of(root: Path, folder: Path, models: Mapping[str, ModelSettings], raw: 
     view, asked = View(catalogues=["galaxies"]), Asked({name: own.raw for name, own in models.items()})
     Follower(root, ["ztf"], view, asked).step()
     changed = {"view": view, "asked": asked, "models": models, "raw": raw, "sessions": people}
-    station = open_station(root, labels=EventLog(folder, "labels"), **changed)
-    headers = {"Authorization": "Bearer right"}
-    http = httpx.Client(base_url="http://test", headers=headers, transport=Bridge(station))
+    logs = {name: EventLog(folder, log) for name, log in (("labels", "labels"), ("questions", "queries"))}
+    station = open_station(root, **logs, **changed)
     console = Console(record=True, width=200, file=io.StringIO())
-    return Town(station, Client("http://test", http=http), console)
+    return Town(station, client_of(station, "right"), console)
+
+
+def client_of(station: Station, token: str) -> Client:
+    headers = {"Authorization": f"Bearer {token}"}
+    http = httpx.Client(base_url="http://test", headers=headers, transport=Bridge(station))
+    return Client("http://test", http=http)
 
 
 @pytest.fixture

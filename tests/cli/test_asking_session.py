@@ -13,7 +13,7 @@ from rich.console import Console
 from raybroker.cli import session
 from raybroker.cli.session import Session, keys_of
 from raybroker.errors import RaybrokerError, SettingsError
-from tests.cli.conftest import RAW, Town
+from tests.cli.conftest import RAW, Town, client_of
 from tests.service.conftest import CLASSES
 
 
@@ -78,6 +78,33 @@ def test_undo_with_nothing_to_undo_stays_where_it_is(town: Town) -> None:
 def test_a_comment_goes_with_the_next_label_only(town: Town) -> None:
     work(town, ["c", "1", "2"], lines=["near a bright star"])
     assert [one["comment"] for one in reversed(town.labels())] == ["near a bright star", ""]
+
+
+def test_two_people_at_work_do_not_get_the_same_alert(town: Town) -> None:
+    second, third = asked(town)[1:3]
+    tycho = Town(town.station, client_of(town.station, "other"), town.console)
+    pressed = iter(["1", "s", "q"])
+    seen: list[str] = []
+
+    def ask(prompt: str) -> str:
+        work(tycho, ["q"])  # comes, looks at the next one that is free, and leaves
+        seen.append(asked(tycho)[0])
+        return next(pressed)
+
+    Session(town.client, town.console, "transients", CLASSES, ask, lambda prompt: "").run()
+    assert seen == [second, third, second]  # what was skipped is free again
+    assert asked(tycho)[0] == second  # and so is what was left
+
+
+def test_what_somebody_else_took_meanwhile_is_passed_over(town: Town) -> None:
+    first, second = asked(town)[:2]
+    claimed = town.client.get("/queries")["queries"]
+    client_of(town.station, "other").post(f"/queries/q-{first}/claim", {})
+    made = Session(town.client, town.console, "transients", CLASSES, lambda p: "q", lambda p: "")
+    town.client.get = lambda path, **query: {"queries": claimed}  # type: ignore[method-assign]
+    found = made._next()
+    assert found is not None
+    assert found["alert_id"] == second
 
 
 def test_another_key_is_said_to_be_none(town: Town) -> None:

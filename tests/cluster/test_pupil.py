@@ -177,3 +177,107 @@ def test_an_anomaly_model_grows_on_its_pool_and_asks_for_the_strangest() -> None
 
 def _rows(one: Candidate) -> pa.Table:
     return pa.table({name: [one.features[name]] for name in COLUMNS})
+
+
+def held_by_bob(pupil: Pupil) -> None:
+    tell(pupil, label(1, "SN"), label(1, "SN", event_id="bobs", who="bob"))
+    tell(pupil, label(1, None, event_id="undo", replaces="event-1", withdrawn=True))
+
+
+def test_an_undo_opens_nothing_that_somebody_else_has_answered() -> None:
+    pupil = made()
+    held_by_bob(pupil)
+    pupil.consider([candidate(1)], 60000.0)
+    assert (
+        len(pupil.shortlist) == 0
+    )  # the list hides what has an answer: a question about it would stand for ever
+    tell(pupil, label(1, None, event_id="undo-2", replaces="bobs", withdrawn=True, who="bob"))
+    pupil.consider([candidate(1)], 60000.0)
+    assert len(pupil.shortlist) == 1
+
+
+def test_a_label_that_comes_after_its_own_withdrawal_answers_nothing() -> None:
+    pupil = made()
+    pupil.consider([candidate(1)], 60000.0)
+    tell(pupil, label(1, None, event_id="undo", replaces="event-1", withdrawn=True))
+    tell(pupil, label(1, "SN"))
+    assert not pupil.is_answered(label(1, "SN"))
+    assert len(pupil.shortlist) == 1
+
+
+def test_a_raw_label_is_not_for_a_model_that_translates_none() -> None:
+    assert not made().concerns(label(1, "AGN", model=""))
+
+
+def test_only_answers_to_questions_that_still_hold_count_for_the_nights_budget() -> None:
+    own = ModelSettings(classes=["AGN", "SN"], queries=4, budget=3)
+    pupil = Pupil("transient", own, COLUMNS)
+    tell(pupil, *(label(n, "SN", source="tns", who="tns", when=1000.0) for n in range(50, 60)))
+    tell(pupil, label(1, "SN", query_id="q1", when=1000.0), label(2, "SN", query_id="q2", when=1000.0))
+    assert pupil.answered_since(0.0) == 2
+    tell(pupil, label(1, "AGN", event_id="again", replaces="event-1", query_id="q1", when=1000.0))
+    assert pupil.answered_since(0.0) == 2
+    tell(pupil, label(2, None, event_id="undo", replaces="event-2", withdrawn=True, query_id="q2"))
+    assert pupil.answered_since(0.0) == 1
+
+
+def test_no_more_is_wanted_than_the_budget_leaves() -> None:
+    pupil = Pupil("transient", ModelSettings(classes=["AGN", "SN"], queries=4, budget=1), COLUMNS)
+    assert pupil.wanted(0.0) == 0
+    pupil.consider([candidate(n) for n in range(20)], 60000.0)
+    assert pupil.wanted(1000.0) == 1
+    tell(pupil, label(1, "SN", query_id="q1", when=1000.0))
+    assert (pupil.wanted(1000.0), pupil.wanted(1000.0 + 13 * 3600)) == (0, 1)
+
+
+def test_undo_after_undo_keeps_the_older_states() -> None:
+    pupil = made()
+    tell(pupil, *(label(number, "AGN" if number % 2 else "SN") for number in range(45)))
+    for number in (44, 43, 42, 41):
+        undo = {"event_id": f"undo-{number}", "replaces": f"event-{number}", "withdrawn": True}
+        tell(pupil, label(number, None, **undo))
+    assert [lessons for lessons, _ in pupil._states] == [10, 20, 30, 40]
+
+
+def test_a_question_asked_twice_of_one_snapshot_is_what_it_was_at_first() -> None:
+    pupil = Pupil("transient", ModelSettings(classes=["AGN", "SN"], random_share=0.0), COLUMNS)
+    pupil.consider([candidate(1)], 60000.0)
+    first = pupil.choose(1, 0.0).opened[0]
+    before = pupil.asked[first.query_id]
+    tell(pupil, *(label(number, "AGN" if number % 2 else "SN") for number in range(20, 40)))
+    pupil.shortlist._slots = []  # it is taken back, and asked anew
+    (second,) = pupil.choose(1, 0.0).opened
+    assert (second.query_id, second.probabilities != first.probabilities) == (first.query_id, True)
+    assert pupil.asked[first.query_id] == before  # as the log has it, which tells whoever resumes
+
+
+def test_a_forest_that_grows_anew_judges_itself_as_one_that_resumes() -> None:
+    own = ModelSettings(task="anomaly", queries=3)
+    grown, resumed = (Pupil("odd", own, COLUMNS) for _ in range(2))
+    samples = [pa.Table.from_pylist([candidate(n).features for n in range(m)]) for m in (40, 90)]
+    grown.grow(samples[0])
+    resumed.grow(samples[1])
+    for pupil in (grown, resumed):
+        tell(pupil, *(label(n, "ordinary" if n % 3 else "interesting", model="odd") for n in range(5)))
+    grown.grow(samples[1])
+    assert grown.frozen.digest() == resumed.frozen.digest()
+    assert grown.progress.losses == resumed.progress.losses
+
+
+def test_a_small_pool_is_background_enough() -> None:
+    pupil = Pupil("odd", ModelSettings(task="anomaly", pool=50), COLUMNS)
+    pupil.consider([candidate(n) for n in range(60)], 60000.0)
+    assert pupil.outgrown()
+
+
+def test_split_lets_the_strangest_into_an_anomaly_models_pool() -> None:
+    own = ModelSettings(task="anomaly", arrival="split", arrival_share=0.2)
+    pupil = Pupil("odd", own, COLUMNS)
+    pupil.grow(pa.Table.from_pylist([candidate(n).features for n in range(300)]))
+    pupil.consider([candidate(n) for n in range(1000, 3000)], 60000.0)
+    inside = [
+        float(pupil.frozen.predict(_rows(one)).mixture[0, 0])
+        for one in pupil.shortlist.candidates
+        if not one.drawn
+    ]
+    assert np.mean(inside) > 0.7

@@ -103,13 +103,13 @@ def test_a_change_of_the_stream_refits_at_once_on_what_came_after() -> None:
     assert right(member) > 0.7
     for row, label in sky(20, seed=5):
         member.learn(row, label)
-    assert member.start == 101
+    assert member.change == 101
 
 
-def test_after_a_change_it_keeps_at_least_some_labels() -> None:
+def test_after_a_change_at_least_some_labels_count_in_full() -> None:
     member = taught(sky(100))
     member.changed(3)
-    assert member.start == 100 - AFTER_CHANGE
+    assert member.change == 100 - AFTER_CHANGE
 
 
 @pytest.mark.parametrize("labels", [12, 200])

@@ -81,6 +81,15 @@ def test_a_revised_label_counts_as_what_it_is_now() -> None:
     assert [row["standing"] for row in asked.labels("ztf:oa", [])] == [False, True]
 
 
+def test_what_nobody_asked_is_not_one_of_the_nights_answers() -> None:
+    asked = Asked()
+    asked.add_labels([label("l1", "a", query_id="q1"), label("l2", "b", source="tns"), label("l3", "c")])
+    assert asked.answers(0.0) == {"m": 1}
+    assert asked.answers(NOW.timestamp() + 1) == {}
+    asked.add_labels([label("l4", "a", label=None, replaces="l1", withdrawn=True)])
+    assert asked.answers(0.0) == {}
+
+
 def test_progress_of_the_night_leaves_out_what_is_older() -> None:
     asked = Asked()
     asked.add_labels([label("e1", "a"), label("e2", "b", when=NOW - datetime.timedelta(days=1))])

@@ -159,6 +159,23 @@ def test_an_object_that_is_asked_anew_is_still_held() -> None:
     assert [row["query_id"] for row in asked.open("m", who="tycho", now=NOW + 61)] == ["b"]
 
 
+def test_where_raw_labels_answer_all_models_a_claim_is_of_the_object_for_all() -> None:
+    asked = Asked({"m": {"SN": ["sn"]}, "n": {"real": ["sn"]}})
+    asked.add_queries([query("a"), query("b", model="n"), query("c", model="own")])
+    asked.add_queries([event(query("a"), "maria", NOW, NOW + 60, None)])
+    assert [row["query_id"] for row in asked.open(who="tycho", now=NOW)] == ["c"]
+    assert {row["query_id"] for row in asked.open(who="maria", now=NOW)} == {"a", "b", "c"}
+    other = asked.held(query("b", model="n"), "tycho", NOW)
+    assert other is not None
+    assert other.who == "maria"
+    assert asked.held(query("b", model="n"), "maria", NOW) is None
+
+
+def test_a_question_of_a_model_that_is_gone_cannot_be_claimed(desk: Any) -> None:
+    desk.desk.asked.add_queries([query("old", model="gone")])
+    assert claim(desk, "old", MARIA).status_code == 404
+
+
 def test_a_claim_does_not_open_what_is_gone() -> None:
     asked = Asked()
     asked.add_queries(

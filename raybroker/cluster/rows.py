@@ -1,0 +1,66 @@
+"""Rows of the archive as the trainer takes them, and the sample that it keeps there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raybroker.alerts import flux_to_magnitude, values
+from raybroker.archive.table import AlertsTable
+from raybroker.learning.shortlist import Candidate
+from raybroker.scores.online import features_table
+
+KEPT = pa.array(["scored", "failed"])  # outcomes of what may be asked about
+
+
+def kept(rows: pa.Table) -> pa.Table:
+    """Without what was rejected, dead or a duplicate."""
+    return rows.filter(pc.is_in(rows["outcome"], KEPT))
+
+
+def first_night(table: AlertsTable, enough: int) -> int | None:
+    """The night from which on there are so many rows: a new trainer reads no older ones. None: there are not more."""
+    rows, _ = table.read(["night", "outcome"])
+    nights = kept(rows)["night"].drop_null().to_numpy()
+    return int(np.sort(nights)[-enough]) if len(nights) > enough else None
+
+
+def candidates(rows: pa.Table, columns: Iterable[str]) -> list[Candidate]:
+    """Rows of the archive as candidates for a pool."""
+    whole = {name: rows[name].combine_chunks() for name in rows.schema.names}
+    features = features_table(whole, columns).to_pylist()
+    magnitudes = flux_to_magnitude(np.abs(values(whole["flux"])))
+    names = ("survey", "alert_id", "object_id", "mjd", "ra", "dec")
+    head = zip(*(rows[name].to_pylist() for name in names), magnitudes.tolist(), features, strict=True)
+    return [
+        Candidate(
+            survey, alert_id, object_id, mjd, found, ra, dec, None if magnitude != magnitude else magnitude
+        )
+        for survey, alert_id, object_id, mjd, ra, dec, magnitude, found in head
+    ]
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(content: bytes) -> pa.Table:
+    """The table of an Arrow stream."""
+    return pa.ipc.open_stream(content).read_all()
+
+
+def value_at(row: Mapping[str, Any], path: str) -> float | None:
+    """One number of a row by dotted path; None where it, or a parent, is not known, or infinite."""
+    value: Any = row
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if value is None or not math.isfinite(value) else float(value)
