@@ -123,12 +123,22 @@ class FilterSettings(Table):
     topic: str = ""  # default: raybroker.NAME
 
 
+class RequestsSettings(Table):
+    """Which label requests go to the topics `raybroker.queries.MODEL`; what is not known is not within a limit."""
+
+    dec_min: float | None = None  # degrees
+    dec_max: float | None = None
+    brighter_than: float | None = None  # magnitude
+    classes: list[str] = []  # only those whose likeliest class is one of these; empty: all
+
+
 class OutputSettings(Table):
     """The Kafka cluster of ours that filters write to."""
 
     servers: str = ""  # empty: filters are stored in the archive and sent nowhere
     transactions: bool = True
     kafka: Options = {}
+    requests: RequestsSettings = RequestsSettings()
 
 
 class ChallengerSettings(Table):
@@ -165,6 +175,9 @@ class ModelSettings(Table):
     thinning_days: Annotated[float, Field(ge=0)] = 5.0
     seed: int = 0
     challengers: dict[Name, ChallengerSettings] = {}
+    rank: Literal["mean", "latest", "max"] = (
+        "mean"  # of an object's scores: how `raybroker evaluate` queues it
+    )
 
     @field_validator("classes")
     @classmethod

@@ -82,7 +82,7 @@ def _table(wish: Wish, progress: Progress) -> Any:
         shuffle=wish.shuffle,
         strategies=wish.strategy,
         labels=wish.labels,
-        rule=wish.rule,
+        rule=wish.rule or (_model(wish).rank if wish.model else "mean"),
         change=wish.change,
         output=wish.output,
         mlflow=wish.mlflow or None,

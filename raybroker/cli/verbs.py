@@ -238,7 +238,12 @@ def evaluate(
         list[str], typer.Option(help="of the active protocol; repeatable; default: all")
     ] = [],  # noqa: B006
     labels: Annotated[int, typer.Option(min=20, help="of the active protocol: where its curves end")] = 200,
-    rule: Annotated[str, typer.Option(help="an object's rank: mean, latest or max of its alerts")] = "mean",
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="an object's rank: mean, latest or max of its alerts; default: the model's, or mean"
+        ),
+    ] = "",
     change: Annotated[str, typer.Option(help="of the drift protocol: swap, time, or a column")] = "swap",
     night: Annotated[
         bool, typer.Option("--night", help="replay light curves as packets through the whole pipeline")

@@ -159,9 +159,8 @@ def requests(settings: Settings) -> Requests | None:
     own = settings.output
     if not own.servers:
         return None
-    return Requests(
-        KafkaSink(own.servers, own.kafka, prefix="raybroker/queries/", transactions=own.transactions)
-    )
+    sink = KafkaSink(own.servers, own.kafka, prefix="raybroker/queries/", transactions=own.transactions)
+    return Requests(sink, limits=own.requests)
 
 
 def pupils(settings: Settings) -> list[Pupil]:

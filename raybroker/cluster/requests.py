@@ -18,6 +18,7 @@ from typing import Any
 
 from raybroker.alerts import Packet
 from raybroker.errors import RaybrokerError
+from raybroker.settings import RequestsSettings
 from raybroker.stream.packets import Place, Sink
 
 log = logging.getLogger("raybroker")
@@ -53,6 +54,21 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def is_within(row: Mapping[str, Any], limits: RequestsSettings) -> bool:
+    """Whether a question is one that the limits let through; its end is judged as its beginning was."""
+    dec, magnitude = row.get("dec"), row.get("magnitude")
+    south = limits.dec_min is not None and (dec is None or dec < limits.dec_min)
+    north = limits.dec_max is not None and (dec is None or dec > limits.dec_max)
+    faint = limits.brighter_than is not None and (magnitude is None or magnitude >= limits.brighter_than)
+    return not (south or north or faint) and (not limits.classes or _likeliest(row) in limits.classes)
+
+
+def _likeliest(row: Mapping[str, Any]) -> str | None:
+    said = {one["member"]: one["probabilities"] for one in row.get("probabilities") or ()}
+    mixture, classes = said.get("mixture"), row.get("classes")
+    return classes[max(range(len(classes)), key=mixture.__getitem__)] if mixture and classes else None
+
+
 class Requests:
     """Sends without ever making the trainer wait: a thread of its own writes, and while Kafka is away things queue.
 
@@ -67,7 +83,9 @@ class Requests:
         keep: int = KEPT,
         pause: float = PAUSE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        limits: RequestsSettings | None = None,
     ) -> None:
+        self.limits = limits or RequestsSettings()
         self.sink, self.prefix, self.keep, self.pause, self.clock = sink, prefix, keep, pause, clock
         self.dropped = self.sent = 0
         self._unsent: deque[Mapping[str, Any]] = deque()
@@ -84,7 +102,8 @@ class Requests:
     def send(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Rows of the `queries` log, in their order. It returns at once."""
         with self._lock:
-            self._unsent.extend(row for row in events if (row.get("state") or "open") in TOLD)
+            told = (row for row in events if (row.get("state") or "open") in TOLD)
+            self._unsent.extend(row for row in told if is_within(row, self.limits))
             self._drop()
             if not self._unsent or self._is_busy() or self.clock() - self._failed < self.pause:
                 return

@@ -16,6 +16,7 @@ from raybroker.alerts import Packet
 from raybroker.cluster import requests as module
 from raybroker.cluster.requests import PLACE, Requests, message, packet
 from raybroker.errors import FencedError, StreamError
+from raybroker.settings import RequestsSettings
 from raybroker.stream.memory import MemorySink
 from raybroker.stream.packets import Place
 from raybroker.stream.sink import KafkaSink
@@ -84,6 +85,27 @@ def test_each_request_and_its_end_is_a_message_keyed_by_the_question() -> None:
     assert read(sink) == [("q1", "open"), ("q1", "withdrawn")]
     assert read(sink, "raybroker.queries.anomaly") == [("q2", "open"), ("q2", "answered")]
     assert (requests.sent, requests.unsent, requests.dropped, sink.positions) == (4, 0, 0, {PLACE: 4})
+
+
+@pytest.mark.parametrize(
+    ("limits", "sent"),
+    [
+        ({}, ["q1", "q2", "q3"]),
+        ({"dec_min": 25.0}, ["q2"]),
+        ({"dec_max": 25.0}, ["q1"]),
+        ({"brighter_than": 20.0}, ["q2"]),
+        ({"classes": ["SN"]}, ["q1", "q2", "q3"]),
+        ({"classes": ["AGN"]}, []),
+    ],
+)
+def test_limits_keep_requests_and_their_ends_from_the_topic(limits: dict[str, Any], sent: list[str]) -> None:
+    sink = MemorySink()
+    requests = Requests(sink, limits=RequestsSettings(**limits))
+    asked = [{"dec": 20.0}, {"dec": 30.0, "magnitude": 19.5}, {"dec": None, "magnitude": 20.5}]
+    for state in ("open", "answered"):
+        requests.send([event(i, state, **changed) for i, changed in enumerate(asked, 1)])
+        assert requests.wait(10)
+    assert read(sink) == [(name, state) for state in ("open", "answered") for name in sent]
 
 
 def test_a_message_is_strict_json_without_features_and_with_an_id() -> None:
