@@ -28,9 +28,9 @@ def absent(why: str) -> None:
     pytest.skip(why)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """One headless Chromium. It ends with this folder, since Playwright's event loop would be in others' way."""
+    """One headless Chromium. It ends with each file, since Playwright's event loop would be in others' way."""
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:
         absent(f"no browser: none of {', '.join(CHROMIUM)} is installed")
@@ -44,7 +44,7 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def town(
     chromium: Any, ztf_packets: Any, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[System]:
