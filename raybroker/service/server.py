@@ -62,7 +62,9 @@ def build(settings: Settings) -> FastAPI:
         delay=lambda: follower.delay,
     )
     follower.start()
-    return api.create(desk)
+    app = api.create(desk)
+    app.state.follower = follower
+    return app
 
 
 def sessions(settings: Settings) -> Sessions:
@@ -193,6 +195,7 @@ def in_thread(settings: Settings) -> Iterator[str]:
         app.state.desk.asked.changes.close()  # an open stream of events would hold it
         server.should_exit = True
         thread.join(5.0)
+        app.state.follower.stop()
 
 
 def free_port(host: str, wanted: int) -> int:
