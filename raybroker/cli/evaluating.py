@@ -32,6 +32,7 @@ class Wish:
     delay: float
     never: float
     thinning: float
+    history: float
     share: float
     shuffle: bool
     strategy: list[str]
@@ -78,6 +79,7 @@ def _table(wish: Wish, progress: Progress) -> Any:
         delay=wish.delay,
         never=wish.never,
         thinning=wish.thinning,
+        history=wish.history,
         share=wish.share,
         shuffle=wish.shuffle,
         strategies=wish.strategy,

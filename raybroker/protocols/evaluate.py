@@ -55,6 +55,7 @@ def evaluate(
     never: float = 0.0,
     thinning: float = 5.0,
     share: float = 1.0,
+    history: float = lightcurves.DAYS,
     shuffle: bool = False,
     strategies: Iterable[str] = (),
     noise: Iterable[float] = active.NOISE,
@@ -72,6 +73,7 @@ def evaluate(
         `history` of jd, fid, magpsf, sigmapsf) becomes one row per detection first.
     label, object, time: the names of its columns; `time` in days. protocol: some of `PROTOCOLS`; None: all that apply.
     wanted: globs of the class of interest, all others being 'other'. share: use a random share of the objects.
+    history: days before an alert that a light curve in it reaches back, where the table has light curves; ZTF's 30.
     shuffle: deal the classes out anew among the objects; every AUC must then be near 0.5.
     output: a folder for evaluation.json and evaluation.html. mlflow: a tracking URI, to log it as a run.
     SettingsError says what of the table or of the options cannot be.
@@ -88,7 +90,7 @@ def evaluate(
     names = Names(
         label, object, time, as_tuple(columns), None if change in (drift.SWAP, drift.TIME) else change
     )
-    data = load(table, names, as_tuple(wanted), share, shuffle, options.seeds)
+    data = load(table, names, as_tuple(wanted), share, shuffle, options.seeds, history)
     chosen = choose(data, as_tuple(protocol) if protocol is not None else None, options)
     findings = tuple(_run(name, data, options, progress) for name in chosen)
     made = Evaluation(_about(table, names, data, options, shuffle), findings, data.notes)
@@ -110,7 +112,13 @@ def _rules(delay: float, never: float, thinning: float) -> Rules:
 
 
 def load(
-    table: Any, names: Names, wanted: Sequence[str], share: float, shuffle: bool, seeds: Sequence[int]
+    table: Any,
+    names: Names,
+    wanted: Sequence[str],
+    share: float,
+    shuffle: bool,
+    seeds: Sequence[int],
+    history: float = lightcurves.DAYS,
 ) -> Labelled:
     """The table read and checked; `share` and `shuffle` draw by the first seed."""
     if not seeds or not 0 < share <= 1:
@@ -119,7 +127,7 @@ def load(
         )
     found, notes = table_of(table, names)
     if lightcurves.are(found):
-        found, names, more = lightcurves.table(found, names)
+        found, names, more = lightcurves.table(found, names, history)
         notes = [*notes, *more]
     data = tables.labelled(found, names, wanted, notes)
     rng = np.random.default_rng(seeds[0])
@@ -172,7 +180,7 @@ def _run(name: str, data: Labelled, options: Options, progress: Progress) -> Fin
     if name == "stream":
         return streamed.protocol(data, recipe, rules, seeds, tell)
     if name == "holdout":
-        return holdout.protocol(data, recipe, seeds, rules.thinning, tell)
+        return holdout.protocol(data, recipe, seeds, rules.thinning, rules.delay, tell)
     if name == "active":
         return active.protocol(data, recipe, seeds, options.active, tell)
     if name == "drift":

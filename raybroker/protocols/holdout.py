@@ -20,6 +20,7 @@ from raybroker.protocols.stream import Progress
 from raybroker.protocols.tables import Floats, Integers, Labelled
 
 KEPT = 0.3  # share of the objects, or of the days, that are asked about
+DELAY = 14.0  # days until a label comes
 
 
 class Split(NamedTuple):
@@ -58,14 +59,18 @@ def thinned(data: Labelled, rows: Integers, days: float) -> Integers:
     return np.array(taken, np.int64)
 
 
-def ask(data: Labelled, split: Split, recipe: Recipe, days: float, seed: int) -> Told:
-    """Teach the mixture and the forest the same labels, and ask both about the rest."""
+def ask(data: Labelled, split: Split, recipe: Recipe, days: float, delay: float, seed: int) -> Told:
+    """Teach the mixture and the forest the same labels, and ask both about the rest.
+
+    The mixture hears them in the order of time, `delay` days late, as it does in the stream: so its members are judged
+    by what they say of the first days of an object, not of its first alert alone.
+    """
     if shared := set(data.objects[split.train].tolist()) & set(data.objects[split.test].tolist()):
         name = data.object_names[min(shared)]
         raise ValueError(f"object '{name}' is both learned from and asked about: the numbers would flatter")
     rows = thinned(data, split.train, days)
     learner, features = recipe.learner(data, seed), models.numbers(data)
-    models.teach_all(learner, data, rows)
+    models.teach_all(learner, data, rows, delay)
     said = learner.frozen().predict_matrix(features[split.test])
     predict = models.forest(features[rows], data.labels[rows], len(data.classes), seed)
     answers: dict[str, Floats] = {MIXTURE: said.mixture, BASELINE: predict(features[split.test])}
@@ -79,6 +84,7 @@ def protocol(
     recipe: Recipe,
     seeds: Sequence[int],
     days: float = 5.0,
+    delay: float = DELAY,
     progress: Progress = lambda share: None,
 ) -> Findings:
     """Both hold-outs with every seed; by object only, where the table has no time."""
@@ -91,7 +97,7 @@ def protocol(
             if len(split.test) == 0 or len(np.unique(rows.labels[split.train])) < 2:
                 notes.append(f"by {way}: too few objects come after the edge; left out")
                 break
-            told.append(ask(rows, split, recipe, days, seed))
+            told.append(ask(rows, split, recipe, days, delay, seed))
             progress((place + len(told) / len(seeds)) / len(ways))
         if not told:
             continue

@@ -84,19 +84,31 @@ def teach(
     )
 
 
-def teach_all(learner: Teachable, data: Labelled, rows: Integers) -> None:
-    """Many labels in their order, tested a piece ahead, as if the answers to a piece came together.
+def teach_all(learner: Teachable, data: Labelled, rows: Integers, delay: float = 0.0) -> None:
+    """Many labels in their order, each tested by what was said when its alert came, `delay` days before the label.
 
-    The pieces grow as the labels do: a member that is fitted anew is not fitted for every label.
+    The labels come in pieces, which grow as the labels do: a member that is fitted anew is not fitted for every label.
+    An alert's object is unseen if none of its labels was heard before the piece in which the alert came.
     """
-    features, begin = numbers(data), 0
-    first = np.zeros(len(rows), bool)
-    first[np.unique(data.objects[rows], return_index=True)[1]] = True
+    features, times = numbers(data), data.times if data.timed else np.arange(len(data), dtype=float)
+    before = np.full((len(learner.weights), len(rows), len(data.classes)), np.nan)
+    met, begin, asked = first_of_object(data.objects[rows]), 0, 0
+    unseen = np.zeros(len(rows), bool)
     while begin < len(rows):
         piece = slice(begin, begin + max(PIECE, begin // PIECE))
-        before = learner.frozen().predict_matrix(features[rows[piece]]).members
-        teach(learner, data, rows[piece], before, first[piece])
-        begin = piece.stop
+        come = np.searchsorted(times[rows], times[rows[begin]] + delay) if data.timed else 0
+        new = slice(asked, max(min(piece.stop, len(rows)), int(come)))
+        before[:, new] = learner.frozen().predict_matrix(features[rows[new]]).members
+        unseen[new] = met[new] >= begin
+        teach(learner, data, rows[piece], before[:, piece], unseen[piece])
+        begin, asked = piece.stop, new.stop
+
+
+def first_of_object(objects: Integers) -> Integers:
+    """For each row, the first row of its object."""
+    _, first, which = np.unique(objects, return_index=True, return_inverse=True)
+    found: Integers = first[which]
+    return found
 
 
 def numbers(data: Labelled) -> Floats:

@@ -50,7 +50,7 @@ def scores(data: Labelled, recipe: Recipe, days: float, seed: int) -> tuple[Labe
     for number in range(FOLDS):
         test = fold[data.objects] == number
         split = holdout.Split(np.flatnonzero(~test), np.flatnonzero(test))
-        told: Told = holdout.ask(data, split, recipe, days, seed)
+        told: Told = holdout.ask(data, split, recipe, days, holdout.DELAY, seed)
         for name, column in found.items():
             column[split.test] = told.said[name][:, 0]
     return data, found

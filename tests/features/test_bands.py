@@ -15,7 +15,7 @@ needs_package = pytest.mark.skipif(
     importlib.util.find_spec("light_curve") is None,
     reason="needs light-curve: pip install raybroker[features]",
 )
-STEPS = ["basic", "early", pytest.param("lightcurve", marks=needs_package)]
+STEPS = ["basic", "early", "phases", pytest.param("lightcurve", marks=needs_package)]
 
 
 @pytest.fixture(scope="module")

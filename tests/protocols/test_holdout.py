@@ -33,10 +33,10 @@ def test_asking_about_what_was_learned_is_refused():
     data = small()
     rows = np.arange(len(data))
     with pytest.raises(ValueError, match="both learned from and asked about"):
-        holdout.ask(data, Split(rows, rows[:50]), QUICK, 5.0, 0)
+        holdout.ask(data, Split(rows, rows[:50]), QUICK, 5.0, 14.0, 0)
     mixed = Split(rows[data.objects != 3], rows[np.isin(data.objects, (3, 4))])
     with pytest.raises(ValueError, match="o004"):
-        holdout.ask(data, mixed, QUICK, 5.0, 0)
+        holdout.ask(data, mixed, QUICK, 5.0, 14.0, 0)
 
 
 def test_an_object_is_no_help_for_another():
