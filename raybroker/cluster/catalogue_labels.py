@@ -1,13 +1,14 @@
 """Labels from catalogues, as late as the settings say: TNS types from a file, or what a step found (SIMBAD's types).
 
 A catalogue names an alert's class only `delay_days` after the alert, as a spectrum would. The event ids are made from
-catalogue, alert and class: to look again gives the same labels, and a class that has changed gives one more, which
-revises the earlier. Who says so is the catalogue; people's labels go before it (see `raybroker.learning.labels`).
+catalogue, alert, class and what it had said before: to look again gives the same labels, and a class that has changed
+gives one more, which revises the earlier, also where it changes back. Who says so is the catalogue; people's labels go before it (see `raybroker.learning.labels`).
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import hashlib
 import io
@@ -15,7 +16,7 @@ import json
 import logging
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -95,9 +96,8 @@ def _label(
 ) -> Label:
     survey, alert_id, object_id = which
     said = own.classes[kind]
-    content = json.dumps([name, alert_id, own.model, said]).encode()
-    return Label(
-        event_id=f"{name[:24]}-{hashlib.sha256(content).hexdigest()[:32]}",
+    label = Label(
+        event_id="",
         survey=survey,
         alert_id=alert_id,
         object_id=object_id,
@@ -108,6 +108,12 @@ def _label(
         source=name,
         comment=comment,
     )
+    return dataclasses.replace(label, event_id=_event_id(label))
+
+
+def _event_id(label: Label, *before: str) -> str:
+    content = json.dumps([label.source, label.alert_id, label.model, label.label, *before]).encode()
+    return f"{label.source[:24]}-{hashlib.sha256(content).hexdigest()[:32]}"
 
 
 def columns_for(own: CatalogueLabelsSettings) -> tuple[str, ...]:
@@ -276,8 +282,14 @@ class Watch:
         self._since: dict[tuple[str, str], int] = {}
         self._waiting: dict[tuple[str, str], pa.Table] = {}
         self._stamps: dict[tuple[str, str], tuple[int, int]] = {}
-        self._given: set[str] = set()
+        self._last: dict[tuple[str, str, str], Label] = {}  # by catalogue, alert and model: what it said last
         self._trouble: dict[str, str] = {}  # what was said last
+
+    def recall(self, labels: Iterable[Label]) -> None:
+        """What the catalogues have said so far, as the log has it."""
+        told = (label for label in labels if label.source in self.catalogues and label.label is not None)
+        for label in sorted(told, key=lambda label: label.when):
+            self._last[_about(label)] = label
 
     def labels(self, tables: Mapping[str, Tailed], now: float) -> list[Label]:
         """New labels; of one that cannot be read it is said why, once, and tried again."""
@@ -308,6 +320,21 @@ class Watch:
         self._stamps[key], self._since[key] = stamp, since
         self._waiting[key] = rows.take(pa.array(told.waiting, pa.int64()))
         self.unmapped[name] += told.unmapped
-        new = [label for label in told.labels if label.event_id not in self._given]
-        self._given |= {label.event_id for label in new}
-        return new
+        return [new for label in told.labels if (new := self._new(label)) is not None]
+
+    def _new(self, label: Label) -> Label | None:
+        """None where the catalogue's last word is the same; a word after others has them in its event id.
+
+        So a type that changes and changes back is three labels, and to look again is none.
+        """
+        last = self._last.get(_about(label))
+        if last is not None and last.label == label.label:
+            return None
+        if last is not None:
+            label = dataclasses.replace(label, event_id=_event_id(label, last.event_id))
+        self._last[_about(label)] = label
+        return label
+
+
+def _about(label: Label) -> tuple[str, str, str]:
+    return label.source, label.alert_id, label.model

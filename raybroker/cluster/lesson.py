@@ -16,3 +16,8 @@ class Lesson:
     pool: Mapping[str, int]
     learned: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    releases: Mapping[str, int] = field(default_factory=dict)  # to MLflow: logged, waiting, dropped
+    restored: Mapping[str, int] = field(
+        default_factory=dict
+    )  # labels that a kept state knew at the start, by model
+    relearned: Mapping[str, int] = field(default_factory=dict)  # labels that were learned again at the start

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raybroker.cluster.progress import Progress
+from raybroker.cluster.states import Older, mark_after, nothing_older, origin_of
+from raybroker.cluster.teaching import Asked, table_digest
 from raybroker.learning import arrival, strategies
 from raybroker.learning.compiled import Floats
 from raybroker.learning.labels import Label, Ledger, translate
@@ -33,24 +34,10 @@ ASKED = 2_000  # questions that are remembered; of older ones the archive is ask
 NIGHT = 12 * 3600.0  # a night's budget is of the answers of so many seconds
 KEPT_STATES, STATE_EVERY = 4, 10  # states to go back to, and how many lessons lie between two
 LEAST_BACKGROUND = 200  # alerts in the pool before a forest grows on them
+FEW = 3  # lessons that are sooner learned than looked for in what is kept elsewhere
+STATE = ("contest", "thinning", "progress", "verdict", "taken", "lessons")
+NOT_KEPT = ("_frozen", "_background")  # of a learner: computed again, and kept once for all states
 GROWN = 4  # a forest grows anew when the pool is so many times what it grew on
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a label teaches: the features as they were when the question was asked, and what was said of them then."""
-
-    alert_id: str
-    features: Mapping[str, float | None]
-    mjd: float
-    before: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)  # by member, as float32
-    pick: bool = False  # a random pick
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Asked:
-        """Of a question as the log keeps it."""
-        said = {one["member"]: one["probabilities"] for one in row["probabilities"] or ()}
-        return cls(row["alert_id"], row["features"], row["mjd"], said, row["strategy"] == "random")
 
 
 class Pupil:
@@ -78,9 +65,12 @@ class Pupil:
         self.taught: dict[str, Asked] = {}  # by event id: what each label teaches
         self.heard: list[str] = []  # event ids, in the order in which they came
         self.background: pa.Table | None = None  # what an anomaly forest grew on
+        self._ground = ""  # its digest
         self._spoken: dict[str, list[str]] = {}  # by object: event ids of all labels of it
         self._answers: dict[str, float] = {}  # when each question was answered, by event id
         self._states: list[tuple[int, bytes]] = []
+        self._teaches: dict[str, str] = {}  # by event id: the digest of `taught`
+        self.older: Older = nothing_older  # states that are kept elsewhere
         self.shortlist = Shortlist(
             name,
             settings.classes,
@@ -103,6 +93,7 @@ class Pupil:
         self.taken: list[Taught] = []  # of the lessons, those that were not thinned out
         self.lessons: list[tuple[str, str]] = []  # (event id, class) as `ledger.to_learn` gave them
         self._states = []
+        self.marks = [self._origin()]  # of 0, 1, 2 ... lessons: equal marks, equal models
         for key, learner in self.learners.items():
             if self.background is not None and isinstance(learner, OutlierLearner):
                 learner.background(self.background.select(list(self.own_columns[key])))
@@ -113,6 +104,18 @@ class Pupil:
         if self.settings.task == "anomaly":
             return OutlierLearner(*given)
         return Learner(*given, window=own.window)
+
+    def _origin(self) -> str:
+        """The digest of what decides, beside the lessons, what the learners become."""
+        own = {key: self.settings.challengers.get(key, self.settings) for key in self.own_columns}
+        made = {
+            "model": [self.name, self.settings.task, self.settings.classes, self.settings.thinning_days],
+            "learners": {
+                key: [*self.own_columns[key], one.members, one.seed, one.window] for key, one in own.items()
+            },
+            "background": self._ground,
+        }
+        return origin_of(made, [name for one in own.values() for name in one.members])
 
     @property
     def learner(self) -> Learner | OutlierLearner:
@@ -155,6 +158,7 @@ class Pupil:
         self._count(label)
         if asked is not None:
             self.taught[label.event_id] = asked
+            self._teaches[label.event_id] = asked.digest(self.columns)
         told = self.shortlist.answered if self.is_answered(label) else self.shortlist.reopen
         told(label.alert_id, label.object_id)
         return True
@@ -174,37 +178,80 @@ class Pupil:
         """How many questions were answered since then (seconds since 1970), and the answer was not taken back."""
         return sum(answer >= when for answer in self._answers.values())
 
-    def study(self) -> int:
-        """Learn what the ledger says now; returns how many lessons were taught, those taught again included."""
+    def study(self, after: Callable[[], object] = int) -> int:
+        """Learn what the ledger says now; returns how many lessons were taught, those taught again included.
+
+        `after` is called after each of them.
+        """
         wanted = self.ledger.to_learn(self.name, self.settings.raw, self.settings.classes)
         lessons = [(label.event_id, str(label.label)) for label in wanted]
         same = next((i for i, (a, b) in enumerate(zip(lessons, self.lessons, strict=False)) if a != b), None)
         same = min(len(lessons), len(self.lessons)) if same is None else same
         if same < len(self.lessons):
             self._back_to(same)
-        for label in wanted[len(self.lessons) :]:
+        if len(wanted) - len(self.lessons) > FEW:
+            self._skip(wanted)
+        begin = len(self.lessons)
+        for label in wanted[begin:]:
             self._teach(label, self.taught[label.event_id])
-        return len(lessons) - same
+            after()
+        return len(lessons) - begin
 
     def _back_to(self, lessons: int) -> None:
         """The latest state that is not beyond so many lessons."""
-        states = [state for state in self._states if state[0] <= lessons]
+        states, marks = [state for state in self._states if state[0] <= lessons], self.marks
         self._begin()
         if states:
-            vars(self).update(pickle.loads(states[-1][1]))
+            self._become(pickle.loads(states[-1][1]), marks)
             self._states = states
+
+    def _skip(self, wanted: Sequence[Label]) -> None:
+        """On to the latest state that is kept elsewhere and begins with what is to be learned."""
+        marks = self.marks[:1]
+        for label in wanted:
+            marks.append(self._mark(marks[-1], label))
+        state = self.older(marks, len(self.lessons))
+        if state is not None:
+            self._begin()
+            self._become(state, marks)
+
+    def _mark(self, before: str, label: Label) -> str:
+        return mark_after(
+            before,
+            label.event_id,
+            label.label,
+            label.alert_id,
+            label.object_id,
+            self._teaches[label.event_id],
+        )
+
+    def state(self) -> bytes:
+        """What was learned so far, with `_become` the same again; the ledger and the shortlist are not in it."""
+        learners = {
+            key: {name: value for name, value in vars(learner).items() if name not in NOT_KEPT}
+            for key, learner in self.learners.items()
+        }
+        return pickle.dumps(
+            {"learners": learners, **{name: getattr(self, name) for name in STATE}}, protocol=5
+        )
+
+    def _become(self, state: Mapping[str, Any], marks: Sequence[str]) -> None:
+        """What has just begun takes this state; `marks` are of its lessons, and of more."""
+        for key, learned in state["learners"].items():
+            vars(self.learners[key]).update(learned)
+        vars(self).update({name: state[name] for name in STATE})
+        self.marks = list(marks[: len(self.lessons) + 1])
 
     def _keep_state(self) -> None:
         known = self._states[-1][0] if self._states else -1
         if len(self.lessons) % STATE_EVERY == 0 and len(self.lessons) > known:
-            names = ("learners", "contest", "thinning", "progress", "verdict", "taken", "lessons")
-            state = pickle.dumps({name: getattr(self, name) for name in names}, protocol=5)
-            self._states = [*self._states[1 - KEPT_STATES :], (len(self.lessons), state)]
+            self._states = [*self._states[1 - KEPT_STATES :], (len(self.lessons), self.state())]
 
     def _teach(self, label: Label, asked: Asked) -> None:
         """Test, then train every configuration; nothing where the object was learned within `thinning_days`."""
         self._keep_state()
         self.lessons.append((label.event_id, str(label.label)))
+        self.marks.append(self._mark(self.marks[-1], label))
         if not self.thinning.take(label.object_id, asked.mjd):
             return
         self.taken.append(Taught(label.event_id, label.alert_id, str(label.label)))
@@ -264,7 +311,7 @@ class Pupil:
 
         What was learned is learned again, so that whoever resumes on this sample judges the model alike.
         """
-        self.background = background
+        self.background, self._ground = background, table_digest(background)
         self._begin()
         self.study()
 
@@ -294,7 +341,7 @@ class Pupil:
         choice = self.shortlist.choose(*strategy, pool, snapshot, self.rng, **given)
         choice = choice._replace(opened=self._with_challengers(choice.opened))
         for query in choice.opened:  # one that is asked again of the same snapshot is what it was at first
-            self.asked.setdefault(query.query_id, _asked(query))
+            self.asked.setdefault(query.query_id, Asked.when(query))
         self._forget()
         return choice
 
@@ -332,12 +379,6 @@ class Pupil:
         gone = [query_id for query_id in self.asked if query_id not in standing]
         for query_id in gone[: max(0, len(self.asked) - ASKED)]:
             del self.asked[query_id]
-
-
-def _asked(query: Query) -> Asked:
-    """As `Asked.of` the query's row in the log, which keeps float32."""
-    said = {who: np.float32(p).tolist() for who, p in query.probabilities.items()}
-    return Asked(query.alert_id, query.features, query.mjd, said, query.strategy == "random")
 
 
 def _names(key: str, members: Sequence[str]) -> tuple[str, ...]:

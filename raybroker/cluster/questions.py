@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from raybroker.archive.events import EventLog, dicts
 from raybroker.cluster.pupil import Pupil
 from raybroker.cluster.requests import Requests
 from raybroker.learning.shortlist import Query
+from raybroker.places import Place
 
 STANDING = ("open", "claimed")
 FIELDS = (
@@ -37,7 +37,7 @@ FIELDS = (
 class Questions:
     """All models' questions: what stands open, and the events that tell of it."""
 
-    def __init__(self, root: Path, pupils: Mapping[str, Pupil], requests: Requests | None) -> None:
+    def __init__(self, root: Place, pupils: Mapping[str, Pupil], requests: Requests | None) -> None:
         self.log, self.pupils, self.requests = EventLog(root, "queries"), pupils, requests
         self._open: dict[str, Query] = {}
         self._events: list[dict[str, Any]] = []
@@ -85,12 +85,22 @@ class Questions:
             self.requests.close()
 
     def follow_claims(self) -> None:
-        """What people look at now keeps its place until they are done."""
-        names = ["event_id", "query_id", "model", "state", "until"]
+        """What people look at now keeps its place until they are done, in every model's list that asks of that object.
+
+        A claim is of an object, as the service reads it: so a question that was asked anew meanwhile is held too, and
+        one raw label answers them all.
+        """
+        names = ["event_id", "alert_id", "object_id", "state", "until"]
         rows, self._seen = self.log.tail(self._seen, names)
         for row in dicts(rows):
-            if row["state"] == "claimed" and row["until"] and row["model"] in self.pupils:
-                self.pupils[row["model"]].shortlist.hold(row["query_id"], row["until"].timestamp())
+            if row["state"] == "claimed" and row["until"]:
+                self._hold(row["object_id"] or row["alert_id"], row["until"].timestamp())
+
+    def _hold(self, key: str, until: float) -> None:
+        for pupil in self.pupils.values():
+            for query in pupil.shortlist.open:
+                if query.key == key:
+                    pupil.shortlist.hold(query.query_id, until)
 
     def find(self, query_ids: set[str]) -> list[dict[str, Any]]:
         """The questions of these ids as they were asked, from the log."""

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raybroker.alerts import flux_to_magnitude, values
+from raybroker.archive.lookup import Lookup
 from raybroker.archive.table import AlertsTable
+from raybroker.errors import RaybrokerError
 from raybroker.learning.shortlist import Candidate
 from raybroker.scores.online import features_table
 
+if TYPE_CHECKING:
+    from raybroker.cluster.trainer import Stream
+
+log = logging.getLogger("raybroker")
+
+LATEST, WILD = 1_000, 25  # alerts whose dates are looked at, and how many of these may be wrong
 KEPT = pa.array(["scored", "failed"])  # outcomes of what may be asked about
 
 
@@ -43,6 +53,45 @@ def candidates(rows: pa.Table, columns: Iterable[str]) -> list[Candidate]:
         )
         for survey, alert_id, object_id, mjd, ra, dec, magnitude, found in head
     ]
+
+
+def whole(row: Mapping[str, Any], streams: Mapping[str, Stream], lookup: Lookup) -> Mapping[str, Any] | None:
+    """A row with its features: a rejected alert's are computed now from its packet, with the cuts left out."""
+    if row["outcome"] in ("scored", "failed"):
+        return row
+    stream = streams.get(row["survey"])
+    if stream is None:
+        return None
+    try:
+        decoded = stream.survey.decode([lookup.packet(row["alert_id"])])
+    except (RaybrokerError, OSError) as error:
+        log.warning("the packet of %s cannot be read: %s", row["alert_id"], error)
+        return None
+    made = stream.pipeline.without_cuts().run(decoded.batch, decoded.bodies).kept.to_pylist()
+    return made[0] if made else None
+
+
+class Dates:
+    """How far the stream is, by the dates of its alerts, of which some may be far off.
+
+    >>> dates = Dates()
+    >>> dates.newest([60000.0, 60001.0, 99999.0])
+    60001.0
+    """
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=LATEST)
+
+    def newest(self, mjds: Iterable[float | None]) -> float:
+        """After these alerts: the newest date but `WILD` of the latest, or the median where there are not twice so many.
+
+        One that says 99999 must not make all others look old. 0 where no alert came.
+        """
+        self._latest.extend(mjd for mjd in mjds if mjd is not None and math.isfinite(mjd))
+        if not self._latest:
+            return 0.0
+        ordered = sorted(self._latest)
+        return ordered[-min(WILD, len(ordered) // 2) - 1]
 
 
 def to_bytes(table: pa.Table) -> bytes:

@@ -13,10 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import pyarrow.compute as pc
 
 from raybroker.archive import provenance
 from raybroker.archive.events import EventLog, dicts
@@ -24,15 +21,18 @@ from raybroker.archive.lookup import Lookup
 from raybroker.archive.table import AlertsTable
 from raybroker.cluster.catalogue_labels import Watch
 from raybroker.cluster.lesson import Lesson
-from raybroker.cluster.pupil import OWN, Asked, Pupil
+from raybroker.cluster.pupil import OWN, Pupil
 from raybroker.cluster.questions import Questions
 from raybroker.cluster.releases import release_of
 from raybroker.cluster.requests import Requests
-from raybroker.cluster.rows import candidates, first_night, from_bytes, kept, to_bytes, value_at
+from raybroker.cluster.rows import Dates, candidates, first_night, from_bytes, kept, to_bytes, value_at, whole
+from raybroker.cluster.states import States
+from raybroker.cluster.teaching import Asked
 from raybroker.errors import RaybrokerError, UnknownError
 from raybroker.learning.labels import Label
 from raybroker.learning.registry import Registry
 from raybroker.pipeline import Pipeline
+from raybroker.places import Place
 from raybroker.settings import LearningSettings
 from raybroker.surveys import Survey
 
@@ -72,7 +72,7 @@ class Trainer:
 
     def __init__(
         self,
-        root: Path,
+        root: Place,
         streams: Mapping[str, Stream],
         pupils: Iterable[Pupil],
         registry: Registry | None,
@@ -89,8 +89,11 @@ class Trainer:
         self.questions, self.lookup = Questions(root, self.pupils, requests), Lookup(root)
         self._seen = dict.fromkeys(streams, -1)
         self._enough = ROWS * max((pupil.settings.pool for pupil in self.pupils.values()), default=1)
-        self._labels_seen = -1
+        self._labels_seen, self._dates = -1, Dates()
         self._references = dict.fromkeys(self.pupils, "")
+        self.states = {name: States(root, name) for name in self.pupils}
+        self.restored: dict[str, int] = {}  # labels that a kept state had learned already, by model
+        self.relearned: dict[str, int] = {}  # labels learned before by whoever was before us, and by us again
         self._released = self._looked = clock()
         self._plan = next((stream.pipeline.digest for stream in streams.values()), "")
         self._resume()
@@ -105,6 +108,7 @@ class Trainer:
         for pupil in self.pupils.values():
             self._grow(pupil)
             self._publish(pupil)
+            self.states[pupil.name].offer(pupil)
             self._ask(pupil)
         self.questions.write()
         if self.clock() - self._released > self.settings.release_minutes * 60:
@@ -122,6 +126,9 @@ class Trainer:
             pool={name: len(pupil.shortlist) for name, pupil in pupils},
             learned=learned,
             seconds={"trainer": seconds},
+            releases=self.registry.counts if self.registry is not None else {},
+            restored=self.restored,
+            relearned=self.relearned,
         )
 
     # What arrives.
@@ -135,7 +142,7 @@ class Trainer:
         rows = kept(rows)
         if not rows.num_rows:
             return 0
-        now = pc.max(rows["mjd"]).as_py() or 0.0
+        now = self._dates.newest(rows["mjd"].to_pylist())
         for pupil in self.pupils.values():
             newest = rows.slice(max(0, rows.num_rows - ROWS * pupil.settings.pool))
             gone = pupil.consider(candidates(newest, pupil.columns), now, self.clock())
@@ -164,13 +171,21 @@ class Trainer:
         return sum(self._tell(pupil, labels) for pupil in self.pupils.values()) if labels else 0
 
     def _tell(self, pupil: Pupil, labels: Sequence[Label]) -> int:
-        """What is new of these to a pupil; one that cannot be learned is said, and stays in the log."""
+        """What is new of these to a pupil is heard, and learned."""
+        heard = self._hear_all(pupil, labels)
+        if heard:
+            self._study(pupil)
+        return heard
+
+    def _hear_all(self, pupil: Pupil, labels: Sequence[Label]) -> int:
+        """One that cannot be learned is said, and stays in the log."""
         new = [label for label in labels if pupil.concerns(label)]
         known = self._known(pupil, [label for label in new if label.label is not None])
-        heard = sum(self._hear(pupil, label, known) for label in new)
-        if heard:
-            pupil.study()
-        return heard
+        return sum(self._hear(pupil, label, known) for label in new)
+
+    def _study(self, pupil: Pupil) -> int:
+        """A thousand labels at once take minutes: whoever dies meanwhile has what was learned by then."""
+        return pupil.study(lambda: self.states[pupil.name].offer(pupil))
 
     def _hear(self, pupil: Pupil, label: Label, known: Mapping[str, Asked]) -> bool:
         try:
@@ -210,25 +225,10 @@ class Trainer:
         rows = self.lookup.alerts([label.alert_id for label in labels], list(names))
         found = {}
         for label in labels:
-            if (row := rows.get(label.alert_id)) is not None and (made := self._whole(row)) is not None:
+            if (row := rows.get(label.alert_id)) and (made := whole(row, self.streams, self.lookup)):
                 features = {path: value_at(made, path) for path in pupil.columns}
                 found[label.event_id] = Asked(label.alert_id, features, row["mjd"])
         return found
-
-    def _whole(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """A row with its features: a rejected alert's are computed now from its packet, with the cuts left out."""
-        if row["outcome"] in ("scored", "failed"):
-            return row
-        stream = self.streams.get(row["survey"])
-        if stream is None:
-            return None
-        try:
-            decoded = stream.survey.decode([self.lookup.packet(row["alert_id"])])
-        except (RaybrokerError, OSError) as error:
-            log.warning("the packet of %s cannot be read: %s", row["alert_id"], error)
-            return None
-        made = stream.pipeline.without_cuts().run(decoded.batch, decoded.bodies).kept.to_pylist()
-        return made[0] if made else None
 
     # What leaves.
 
@@ -321,38 +321,67 @@ class Trainer:
     # What was.
 
     def _resume(self) -> None:
-        """Learn again what the snapshots record, in that order; withdraw the questions of whoever was before us."""
+        """Become what the labels say, in the order that the snapshots record; withdraw whoever was before us's questions."""
         self.questions.recall(self._now())
-        labels = {row["event_id"]: _label(row) for row in dicts(self.labels.read())}
+        told, self._labels_seen = self.labels.tail(-1)
+        labels = {row["event_id"]: _label(row) for row in dicts(told)}
+        if self.catalogues is not None:
+            self.catalogues.recall(labels.values())
         rows = sorted(dicts(self.snapshots.read()), key=lambda row: row["number"])
         for name, pupil in self.pupils.items():
-            if own := [row for row in rows if row["model"] == name]:
-                self._recall(pupil, own, labels)
+            self._recall(pupil, [row for row in rows if row["model"] == name], labels)
 
     def _recall(self, pupil: Pupil, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> None:
-        last, new = rows[-1], self.newest[pupil.name]
-        if last["reference"]:
-            sample = from_bytes(provenance.get(self.root, last["reference"]))
-            if set(pupil.columns) <= set(
-                sample.column_names
-            ):  # else the settings changed: another grows soon
-                self._references[pupil.name] = last["reference"]
-                pupil.grow(sample)
-        heard = dict.fromkeys(event_id for row in rows for event_id in row["learned"] or ())
-        self._tell(pupil, [labels[event_id] for event_id in heard if event_id in labels])
-        new.number, new.digest, new.state = last["number"], last["digest"], self._state(pupil)
+        """First what the snapshots' rows name, then what came after the last of them."""
+        if rows:
+            self._recall_background(pupil, rows[-1]["reference"])
+        named = dict.fromkeys(event_id for row in rows for event_id in row["learned"] or ())
+        self._hear_all(pupil, [labels[event_id] for event_id in named if event_id in labels])
+        before = len(pupil.heard)
+        self._hear_all(pupil, [label for event_id, label in labels.items() if event_id not in named])
+        self._relearn(pupil, set(named))
+        if rows:
+            self._follow_on(pupil, rows[-1], before)
+
+    def _recall_background(self, pupil: Pupil, reference: str | None) -> None:
+        if not reference:
+            return
+        sample = from_bytes(provenance.get(self.root, reference))
+        if set(pupil.columns) <= set(sample.column_names):  # else the settings changed: another grows soon
+            self._references[pupil.name] = reference
+            pupil.grow(sample)
+
+    def _relearn(self, pupil: Pupil, named: set[str]) -> None:
+        """From the latest state that is kept; what the snapshots do not name may have been learned or not."""
+        pupil.older, start = self.states[pupil.name].find, time.perf_counter()
+        taught = self._study(pupil)
+        restored = len(pupil.lessons) - taught
+        again = sum(event_id in named for event_id, _ in pupil.lessons[restored:])
+        self.restored[pupil.name], self.relearned[pupil.name] = restored, again
+        log.info(
+            "trainer: restored %d labels of %s, learned %d again and %d that no snapshot names, in %.1f s",
+            *(restored, pupil.name, again, taught - again, time.perf_counter() - start),
+        )
+
+    def _follow_on(self, pupil: Pupil, last: Mapping[str, Any], heard: int) -> None:
+        """Go on after the last snapshot, which had heard so many labels."""
+        new = self.newest[pupil.name]
+        new.number, new.digest = last["number"], last["digest"]
+        new.state = (heard, self._references[pupil.name], last["configuration"] or "")
         new.released = new.number  # by whoever was before us, or with the next change
-        if provenance.name_of(pupil.frozen.snapshot()) != last["digest"]:
+        if heard == len(pupil.heard) and provenance.name_of(pupil.frozen.snapshot()) != last["digest"]:
             log.warning(
                 "model %s, learned again, is not snapshot %d: other packages or settings made it",
                 pupil.name,
                 new.number,
             )
-            new.state = (new.state[0], "", "another")  # so that what is served is what we have
+            new.state = (heard, "", "another")  # so that what is served is what we have
 
     def close(self) -> None:
         """A last release, and the registry's queue emptied as far as it goes in a few seconds."""
         self.release("the end of the run")
+        for name, pupil in self.pupils.items():
+            self.states[name].close(pupil)
         self.questions.close()
         if self.registry is not None:
             self.registry.close(7.0)

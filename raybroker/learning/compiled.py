@@ -7,6 +7,7 @@ of features, members and classes. Arrays of a `Frozen` are never changed.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import pickle
 import zlib
@@ -160,7 +161,7 @@ class Frozen:
 
     def snapshot(self) -> bytes:
         """The bytes that `restore` reads; the arrays of trees shrink to a third."""
-        return zlib.compress(pickle.dumps(self, protocol=5), level=1)
+        return packed(self)
 
     @staticmethod
     def restore(data: bytes) -> Frozen:
@@ -169,6 +170,15 @@ class Frozen:
         if not isinstance(found, Frozen):
             raise ValueError(f"these bytes hold a {type(found).__name__}, not a frozen learner")
         return found
+
+
+def packed(model: Any) -> bytes:
+    """A model's pickle, compressed: equal models have equal bytes. Nothing in a model may hold itself."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=5)
+    pickler.fast = True  # no memo: it notes which objects are one, and that changes by unpickling
+    pickler.dump(model)
+    return zlib.compress(buffer.getvalue(), level=1)
 
 
 def restore(data: bytes) -> Any:

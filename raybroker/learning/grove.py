@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
-import zlib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -127,7 +125,7 @@ class Outliers:
 
     def snapshot(self) -> bytes:
         """The bytes that `compiled.restore` reads; they shrink to a third."""
-        return zlib.compress(pickle.dumps(self, protocol=5), level=1)
+        return compiled.packed(self)
 
     @staticmethod
     def restore(data: bytes) -> Outliers:

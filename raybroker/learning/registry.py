@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves; MLflow's own retries hold a close for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 SQLITE = "sqlite:///"
 # what a server without a model registry says, or one that does not take our files as a version's source
@@ -88,6 +89,11 @@ class Registry:
     def pending(self) -> int:
         """Releases not logged yet."""
         return len(self._jobs)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many releases were logged, wait, and were dropped, so far."""
+        return {"logged": self.logged, "waiting": self.pending, "dropped": self.dropped}
 
     def release(self, release: Release) -> None:
         """Queue it and return at once."""
@@ -308,13 +314,13 @@ def _plain(name: str) -> str:
 
 
 def prepare() -> None:
-    """MLflow as a quiet library: no retries of its own, no telemetry, no log lines about its database.
+    """MLflow as a quiet library: no retries of its own, no telemetry, no lines about its database and about each run.
 
     Its own deprecation warnings are not ours to act on.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow.store.db.utils"):
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"(mlflow|alembic)(\.|$)")
 

@@ -237,3 +237,46 @@ def test_a_catalogue_is_not_called_like_people() -> None:
     own = {"column": "a.b", "classes": {"QSO": "agn"}}
     with pytest.raises(SettingsError, match="call the catalogue otherwise"):
         catalogue_labels.check(parse({"labels": {"classes": ["agn"], "catalogues": {"page": own}}}))
+
+
+class Once:
+    """A table of the archive: all of its rows at the first look."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows = rows
+
+    def tail(self, since: int, names: Any) -> tuple[pa.Table, int]:
+        return (self.rows if since < 0 else self.rows.slice(0, 0)).select(names), 1
+
+
+def test_a_type_that_changes_and_changes_back_is_three_labels(tns: Path) -> None:
+    own = settings(file=tns, classes={"SN Ia": "extragal", "CV": "gal"})
+    tables = {"ztf": Once(rows(("ZTF26aaa", 0.0, 0.0, MJD)))}
+    watch, said = Watch({"tns": own}), []
+    for day, kind in enumerate(("SN Ia", "CV", "CV", "SN Ia", "SN Ia"), 1):
+        tns.write_text(TNS.replace("SN Ia", kind))
+        os.utime(tns, (day, day))
+        if day == 4:  # whoever comes back knows from the log what was said
+            watch = Watch({"tns": own})
+            watch.recall(said)
+        said += watch.labels(tables, NOW + day)
+    assert [one.label for one in said] == ["extragal", "gal", "extragal"]
+    assert len({one.event_id for one in said}) == 3
+    raw = {"a": ["extragal"], "b": ["gal"]}
+    for rule in ("newest", "first"):
+        ledger = Ledger(said, rule=rule)
+        assert [one.label for one in ledger.to_learn("m", raw)] == ["a"]
+
+
+def test_two_who_look_at_the_same_log_give_a_changed_type_the_same_event_id(tns: Path) -> None:
+    own = settings(file=tns, classes={"SN Ia": "extragal", "CV": "gal"})
+    tables = {"ztf": Once(rows(("ZTF26aaa", 0.0, 0.0, MJD)))}
+    said = Watch({"tns": own}).labels(tables, NOW)
+    tns.write_text(TNS.replace("SN Ia", "CV"))
+    found = []
+    for late in (1, 2):
+        watch = Watch({"tns": own})
+        watch.recall(said)
+        found.append([one.event_id for one in watch.labels(tables, NOW + late)])
+    assert found[0] == found[1]
+    assert found[0] != [said[0].event_id]

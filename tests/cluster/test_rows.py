@@ -1,6 +1,6 @@
 import pyarrow as pa
 
-from raybroker.cluster.rows import first_night, from_bytes, to_bytes, value_at
+from raybroker.cluster.rows import WILD, Dates, first_night, from_bytes, to_bytes, value_at
 
 
 class Nights:
@@ -35,3 +35,14 @@ def test_an_infinite_feature_of_the_archive_is_not_known() -> None:
 def test_a_sample_comes_back_as_it_was() -> None:
     table = pa.table({"a": [1.0, None, 0.1]})
     assert from_bytes(to_bytes(table)).equals(table)
+
+
+def test_a_few_wild_dates_do_not_say_how_far_the_stream_is() -> None:
+    dates = Dates()
+    assert dates.newest([]) == 0.0
+    assert dates.newest([60000.0]) == 60000.0
+    assert dates.newest([99999.0]) == 60000.0
+    assert dates.newest([float("nan"), float("inf"), None, 60001.0]) == 60001.0
+    assert dates.newest([*(60010.0 + i / 1000 for i in range(200)), *([99999.0] * (WILD - 1))]) < 60011.0
+    assert dates.newest([60400.0] * 100) == 60400.0
+    assert dates.newest([60010.0] * 100) == 60400.0  # what comes late turns nothing back

@@ -304,15 +304,23 @@ def test_an_anomaly_forest_comes_back_as_it_was(root: Path) -> None:
     assert again._lesson(0, 0).snapshots == made._lesson(0, 0).snapshots
 
 
+def claimed(root: Path, query: dict, until: float, **more: object) -> None:
+    row = {
+        "event_id": "claim",
+        "claim": "ann",
+        "until": datetime.fromtimestamp(until, UTC),
+        "state": "claimed",
+    }
+    row |= {key: query[key] for key in ("query_id", "model", "survey", "alert_id", "object_id")}
+    EventLog(root, "queries").append([{**row, "when": datetime.now(UTC), **more}])
+
+
 def test_what_somebody_looks_at_keeps_its_place(root: Path) -> None:
     clock = Clock()
     made = trainer(root, clock)
     made.turn()
     held = open_queries(root)[-1]
-    until = datetime.fromtimestamp(clock.now + 1e6, UTC)
-    claim = {"event_id": "claim", "query_id": held["query_id"], "model": MODEL, "survey": "ztf"}
-    claim |= {"alert_id": held["alert_id"], "claim": "ann", "until": until, "state": "claimed"}
-    EventLog(root, "queries").append([claim | {"when": datetime.now(UTC)}])
+    claimed(root, held, clock.now + 1e6)
     for _ in range(15):
         query = next(one for one in open_queries(root) if one["query_id"] != held["query_id"])
         answer(root, query, truth(query))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from raybroker.archive.table import AlertsTable
@@ -21,6 +22,7 @@ from tests.cluster.test_trainer import (
     _row_schema,
     answer,
     answered,
+    claimed,
     night,
     open_queries,
     root,
@@ -133,3 +135,30 @@ def test_a_new_trainer_reads_the_last_nights_and_not_the_whole_archive(
     assert len(made.pupils[MODEL].shortlist) == 10
     made.turn()
     assert nights[1:] == [None]
+
+
+def test_one_wild_date_withdraws_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(root)
+    made.turn()
+    before = [query["query_id"] for query in open_queries(root)]
+    table = made.streams["ztf"].table
+    wild = table.read(made._columns(made.streams["ztf"]))[0].slice(0, 1)
+    names = {"mjd": pa.array([99999.0]), "alert_id": pa.array(["ztf:7"]), "outcome": pa.array(["scored"])}
+    for name, column in names.items():
+        wild = wild.set_column(wild.column_names.index(name), name, column)
+    monkeypatch.setattr(table, "tail", lambda since, names, first=None: (wild, since))
+    made.turn()
+    assert before
+    assert [query["query_id"] for query in open_queries(root)] == before
+
+
+def test_a_claim_holds_what_every_model_asks_of_the_object(root: Path) -> None:
+    clock = Clock()
+    made = trainer(root, clock)
+    made.turn()
+    held = open_queries(root)[-1]
+    claimed(root, held, clock.now + 1e6, model="another", query_id="theirs")
+    made.turn()
+    shortlist = made.pupils[MODEL].shortlist
+    assert [q.key for q in shortlist.expire(1e6, clock.now) if q.key == held["object_id"]] == []
+    assert [query.key for query in shortlist.open] == [held["object_id"]]
