@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"alerts", "step", "settings", "errors"},
+    {"alerts", "step", "settings", "errors", "places"},
     {"surveys", "cuts", "crossmatch", "features", "scores", "filters"},
     {"pipeline", "checks", "simulate", "synthetic"},
     {"stream", "archive", "learning"},
@@ -23,6 +23,7 @@ HOMES = {
     "coniferest": {"learning/outliers.py"},
     "sklearn": {"learning", "protocols"},
     "deltalake": {"archive"},
+    "obstore": {"archive/store.py"},
     "ray": {"cluster/supervisor.py", "cluster/serve.py", "cluster/batch.py"},
 }
 FILES = sorted((ROOT / "raybroker").rglob("*.py"))

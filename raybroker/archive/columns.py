@@ -13,7 +13,7 @@ from raybroker.errors import ArchiveError, UnknownError, did_you_mean
 
 REPETITIVE = {
     *("survey", "topic", "outcome", "reason", "band", "kind", "plan", "segment", "model", "strategy"),
-    *("state", "source", "who", "step", "cluster"),
+    *("state", "source", "who", "step", "cluster", "origin"),
 }
 LOOKED_UP = (
     "alert_id",

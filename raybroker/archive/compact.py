@@ -22,14 +22,16 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.transaction import AddAction, RemoveAction
 
-from raybroker.archive import delta
+from raybroker.archive import delta, store
 from raybroker.archive.delta import File
 from raybroker.errors import ArchiveError
+from raybroker.places import ObjectUrl, Place
 
 APP_ID = "compact"
 SORTED = "healpix-"  # the name of a file whose rows are in the order of HEALPix starts so
 FEWEST = 8  # files of about one size that are worth a merge: each row is rewritten log8(rows / turn) times
 MOST_ROWS = 100_000  # of a merge; about 2 KB of memory each, and 0.8 KB on disk
+TABLELESS = {"models", "plans", "states", "catalogues", "links", "mlflow"}  # of an archive's folders
 QUIET_MS = 3_600_000  # an old night is sorted once no turn has written into it for an hour
 
 
@@ -52,7 +54,7 @@ class Compacted:
     live: int
 
 
-def compact(folder: Path, *, now_ms: int | None = None, limit: int = 1000) -> Compacted:
+def compact(folder: Place, *, now_ms: int | None = None, limit: int = 1000) -> Compacted:
     """Merge what is worth it, one commit per group, `limit` groups at most. Safe beside turns and other compactors."""
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     merges = rows = removed = 0
@@ -79,7 +81,7 @@ def plan(files: Sequence[File], now_ms: int) -> Iterator[Group]:
     yield from _by_size([file for file in old if file.path.startswith(SORTED)], sort=True)
 
 
-def merge(folder: Path, handle: DeltaTable, group: Group) -> None:
+def merge(folder: Place, handle: DeltaTable, group: Group) -> None:
     """One commit: the group's rows in new files, its files removed. `handle` is the one that listed them."""
     paths = [file.path for file in group.files]
     rows = delta.read(folder, paths, delta.schema_of(handle))
@@ -90,14 +92,17 @@ def merge(folder: Path, handle: DeltaTable, group: Group) -> None:
     new = _write(folder, rows, group)
     now_ms = int(time.time() * 1000)
     gone = [RemoveAction(file.path, False, now_ms, file.size, {}) for file in group.files]
-    for path in paths:
-        os.utime(folder / path)  # `vacuum` counts from the removal: readers may be in them
+    if isinstance(folder, Path):
+        for path in paths:
+            os.utime(folder / path)  # `vacuum` counts from the removal: readers may be in them
     version = (handle.transaction_version(APP_ID) or 0) + 1
     delta.commit(folder, handle, [*new, *gone], {APP_ID: version})
 
 
-def vacuum(folder: Path, *, older_than_hours: float = 1.0) -> int:
+def vacuum(folder: Place, *, older_than_hours: float = 1.0) -> int:
     """Delete Parquet files that are not live and have not been for so long; returns how many."""
+    if not isinstance(folder, Path):
+        return _vacuum_store(folder, math.ceil(older_than_hours))
     before = time.time() - 3600 * older_than_hours
     found = [path for path in folder.glob("*.parquet") if path.stat().st_mtime < before]
     keep = {
@@ -110,27 +115,39 @@ def vacuum(folder: Path, *, older_than_hours: float = 1.0) -> int:
     return len(gone)
 
 
-def tables(root: Path) -> list[Path]:
+def _vacuum_store(folder: ObjectUrl, hours: int) -> int:
+    """Files there cannot be dated anew, but the log's tombstones say when each was removed."""
+    handle = delta.open_table(folder)
+    handle.cleanup_metadata()
+    gone = handle.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
+    store.at_once(folder, lambda name: store.delete(folder / name), gone)
+    return len(gone)
+
+
+def tables(root: Place) -> list[Place]:
     """Every table of an archive: `alerts` of each survey, and the event logs."""
-    return sorted(log.parent for pattern in ("*", "*/*") for log in root.glob(f"{pattern}/{delta.LOG}"))
+    first = store.folders(root)
+    second = [folder / "alerts" for folder in first if folder.name not in TABLELESS]
+    return sorted(folder for folder in [*first, *second] if delta.exists(folder))
 
 
-def compact_all(root: Path) -> dict[str, Compacted]:
+def compact_all(root: Place) -> dict[str, Compacted]:
     """Compact and vacuum every table of an archive; by its path under the root."""
-    done = {str(folder.relative_to(root)): compact(folder) for folder in tables(root)}
-    for folder in tables(root):
+    found = tables(root)
+    done = {str(folder.relative_to(root)): compact(folder) for folder in found}  # type: ignore[arg-type]
+    for folder in found:
         vacuum(folder)
     return done
 
 
-def compact_aside(root: Path) -> None:
+def compact_aside(root: Place) -> None:
     """`compact_all` as the whole work of a process, which gives way to others and leaves Ctrl-C to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(10)
     compact_all(root)
 
 
-def _write(folder: Path, rows: pa.Table, group: Group) -> list[AddAction]:
+def _write(folder: Place, rows: pa.Table, group: Group) -> list[AddAction]:
     if group.sort:
         rows = rows.sort_by([("healpix", "ascending")])
     prefix = SORTED if group.sort else ""

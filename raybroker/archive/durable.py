@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -40,6 +41,15 @@ def whole(path: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             partial.unlink()
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process of this machine at a time; the system opens the lock of one that dies."""
+    make_folder(path.parent)
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_once(path: Path, content: Callable[[], bytes]) -> None:

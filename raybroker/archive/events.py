@@ -1,4 +1,4 @@
-"""Event logs: labels, queries, snapshots, annotations, topics. Rows are added, never changed, and known by `event_id`.
+"""Event logs: labels, queries, snapshots, annotations, topics, gaps. Rows are added, never changed, and known by `event_id`.
 
 An append is on the disk before it returns. Where an event id is there twice (a writer that did not check), readers
 take the first.
@@ -10,7 +10,6 @@ import datetime
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from raybroker.archive import columns, delta
 from raybroker.errors import ArchiveError, UnknownError, did_you_mean
+from raybroker.places import Place
 
 TIME = pa.timestamp("us", "UTC")
 MEMBER = pa.struct([("member", pa.string()), ("probabilities", pa.list_(pa.float32()))])
@@ -109,12 +109,26 @@ TOPICS = pa.schema(
         ("first_seen", TIME),
     ]
 )
+GAPS = pa.schema(
+    [
+        ("event_id", pa.string()),  # made of place, first, end and kind
+        ("cluster", pa.string()),
+        ("topic", pa.string()),
+        ("topic_id", pa.string()),
+        ("partition", pa.int32()),
+        ("first", pa.int64()),
+        ("end", pa.int64()),  # the offset after the last
+        ("kind", pa.string()),  # before, expired or no record
+        ("when", TIME),
+    ]
+)
 SCHEMAS: Mapping[str, pa.Schema] = {
     "labels": LABELS,
     "queries": QUERIES,
     "snapshots": SNAPSHOTS,
     "annotations": ANNOTATIONS,
     "topics": TOPICS,
+    "gaps": GAPS,
 }
 Event = Mapping[str, Any]
 
@@ -122,11 +136,12 @@ Event = Mapping[str, Any]
 class EventLog:
     """One log as one process has it open: `EventLog(root, 'labels')`. Any number of processes may append."""
 
-    def __init__(self, root: Path, name: str, schema: pa.Schema | None = None) -> None:
+    def __init__(self, root: Place, name: str, schema: pa.Schema | None = None) -> None:
         if schema is None and name not in SCHEMAS:
             raise UnknownError(f"there is no event log '{name}'{did_you_mean(name, SCHEMAS)}")
         self.folder = root / name
         self.schema = columns.normal(SCHEMAS[name] if schema is None else schema)
+        self._positions = delta.Positions(self.folder)
         self._lock = threading.Lock()  # between check and commit nobody may move the handle
         self._handle = delta.create(self.folder, self.schema)
         delta.grow(self.folder, self._handle, self.schema)
@@ -147,7 +162,7 @@ class EventLog:
             self._learn_known()
             new = rows.filter(self._is_new(rows["event_id"]))
             if len(new):
-                self._commit(new, {"events": (self._handle.transaction_version("events") or 0) + 1})
+                self._commit(new, {"events": (self._positions.of(self._handle, "events") or 0) + 1})
             return list(new["event_id"].to_pylist())
 
         with self._lock:
@@ -175,7 +190,7 @@ class EventLog:
         app_id = f"number/{sequence}"
 
         def attempt() -> int:
-            number = (self._handle.transaction_version(app_id) or 0) + 1
+            number = (self._positions.of(self._handle, app_id) or 0) + 1
             delta.commit(self.folder, self._handle, [], {app_id: number})
             return number
 
@@ -229,12 +244,12 @@ def dicts(rows: pa.Table) -> list[dict[str, Any]]:
     return list(rows.to_pylist(maps_as_pydicts="strict"))
 
 
-def known_topics(root: Path) -> list[dict[str, Any]]:
+def known_topics(root: Place) -> list[dict[str, Any]]:
     """Every topic that was ever read: cluster, topic, topic_id, first_seen."""
     return dicts(EventLog(root, "topics").read())
 
 
-def note_topics(root: Path, topics: Iterable[tuple[str, str, str]], now: datetime.datetime) -> list[str]:
+def note_topics(root: Place, topics: Iterable[tuple[str, str, str]], now: datetime.datetime) -> list[str]:
     """Record (cluster, topic, topic id)s; returns the event ids of those that were never seen before."""
     events = [
         {

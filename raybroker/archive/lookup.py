@@ -1,30 +1,34 @@
 """Reading the archive: any alert, object or packet by id, a cone, the counts, SQL.
 
-DuckDB reads the live Parquet files of the newest version. Files whose statistics exclude an answer are not opened; in
+DuckDB reads the live Parquet files of the newest version (`scan`). Files whose statistics exclude an answer are not opened; in
 the others the row groups' statistics (HEALPix, night) and Bloom filters (ids) do the same. Ids are bound, never pasted.
-A connection may open the files it was given and nothing else.
+A connection may open the files it was given and nothing else. In an object store there are no Bloom filters to use, and the
+list of surveys may be some seconds old.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cdshealpix.nested
-import duckdb
 import numpy as np
 import pyarrow as pa
 from astropy.coordinates import Angle, Latitude, Longitude
 from deltalake import DeltaTable
 
 from raybroker.alerts import HEALPIX_ORDER, Packet
-from raybroker.archive import columns, delta, events, segments
+from raybroker.archive import columns, delta, events, scan, segments, store
 from raybroker.archive.delta import File
-from raybroker.errors import ArchiveError, UnknownError, did_you_mean
+from raybroker.archive.scan import Files
+from raybroker.errors import UnknownError, did_you_mean
+from raybroker.places import Place
 
 CELL_ARCSEC = 58.6 * 3600  # side of a HEALPix cell of order 0
+LISTED_SECONDS = 10.0  # a list of surveys in an object store is some requests: it holds so long
 VIEWS = {
     "": "true",  # every received offset
     "_rejected": "outcome = 'rejected'",
@@ -37,15 +41,21 @@ Values = Mapping[str, Any]
 class Lookup:
     """The archive under `root`, read only; every call sees what is committed by then. Threads may share it."""
 
-    def __init__(self, root: Path, *, threads: int = 1) -> None:
+    def __init__(self, root: Place, *, threads: int = 1) -> None:
         self.root, self.threads = root, threads
         self._lock = threading.Lock()
-        self._handles: dict[Path, DeltaTable] = {}
-        self._live: dict[Path, tuple[int, list[File]]] = {}
+        self._handles: dict[Place, DeltaTable] = {}
+        self._live: dict[Place, tuple[int, list[File]]] = {}
+        self._surveys: tuple[float, list[str]] = (0.0, [])
 
     def surveys(self) -> list[str]:
         """The surveys that have a table."""
-        return sorted(path.parent.name for path in self.root.glob("*/alerts") if delta.exists(path))
+        listed, known = self._surveys
+        if known and not isinstance(self.root, Path) and time.monotonic() - listed < LISTED_SECONDS:
+            return known
+        found = [folder.name for folder in store.folders(self.root) if delta.exists(folder / "alerts")]
+        self._surveys = time.monotonic(), found
+        return found
 
     def alert(self, alert_id: str) -> dict[str, Any]:
         """The row of an alert; of several (a duplicate, another survey's stream of it) the first that was archived."""
@@ -100,9 +110,11 @@ class Lookup:
         where = "true" if night is None else "night = $night"
         query = f"select outcome, reason, count(*)::bigint as alerts from {{}} where {where} group by all order by all"
         keep = _any if night is None else (lambda file: _may_hold(file, "night", night))
-        files = self._paths(self.root / survey / "alerts", keep)
+        files = self._files(self.root / survey / "alerts", keep)
         values = {} if night is None else {"night": night}
-        return list(self._ask(files, query, values, "filename = false").to_pylist()) if files else []
+        if not files.found:
+            return []
+        return list(scan.ask(files, query, values, self.threads, "filename = false").to_pylist())
 
     def sql(
         self, query: str, values: Mapping[str, Any] | Sequence[Any] = (), *, from_night: int = 0
@@ -111,22 +123,21 @@ class Lookup:
         the event logs (`labels`, `queries`, ...). `from_night` leaves the files of earlier nights closed.
         """
         views = self._views(query, from_night)
-        with self._connect([path for files in views.values() for path in files]) as connection:
+        with scan.connect(views.values(), self.threads) as connection:
             for name, files in views.items():
+                rows = scan.source(connection, files)
                 for suffix, where in VIEWS.items() if name.endswith("_alerts") else [("", "true")]:
-                    connection.execute(
-                        f'create view "{name}{suffix}" as select * from {_scan(files)} where {where}'
-                    )
-            return _select(connection, query, values)
+                    connection.execute(f'create view "{name}{suffix}" as select * from {rows} where {where}')
+            return scan.select(connection, query, values)
 
-    def _views(self, query: str, from_night: int) -> dict[str, list[str]]:
+    def _views(self, query: str, from_night: int) -> dict[str, Files]:
         folders = {f"{survey}_alerts": self.root / survey / "alerts" for survey in self.surveys()}
         folders |= {name: self.root / name for name in events.SCHEMAS}
         named = {name: folder for name, folder in folders.items() if name in query and delta.exists(folder)}
         found = {
-            name: self._paths(f, lambda file: _not_before(file, from_night)) for name, f in named.items()
+            name: self._files(f, lambda file: _not_before(file, from_night)) for name, f in named.items()
         }
-        return {name: files for name, files in found.items() if files}
+        return {name: files for name, files in found.items() if files.found}
 
     def _check_survey(self, survey: str) -> None:
         if survey not in (known := self.surveys()):
@@ -149,25 +160,14 @@ class Lookup:
         return pa.concat_tables(parts or [pa.table({})], promote_options="permissive")
 
     def _rows_of(
-        self, folder: Path, clauses: Sequence[str], query: str, values: Values, keep: Keep
+        self, folder: Place, clauses: Sequence[str], query: str, values: Values, keep: Keep
     ) -> pa.Table:
-        files = self._files_with(clauses, values, self._paths(folder, keep))
-        schema = delta.schema_of(self._handles[folder])
-        return columns.conform(self._ask(files, query, values), schema) if files else schema.empty_table()
+        files = scan.holding(self._files(folder, keep), clauses, values, self.threads)
+        if not files.found:
+            return files.schema.empty_table()
+        return columns.conform(scan.ask(files, query, values, self.threads), files.schema)
 
-    def _files_with(self, clauses: Sequence[str], values: Values, files: Sequence[str]) -> list[str]:
-        if not files:
-            return []
-        one = " union ".join(f"select distinct filename from {{0}} where {clause}" for clause in clauses)
-        return list(self._ask(files, one, values, "filename = true")["filename"].to_pylist())
-
-    def _ask(
-        self, files: Sequence[str], query: str, values: Values, option: str = "union_by_name = true"
-    ) -> pa.Table:
-        with self._connect(files) as connection:
-            return connection.sql(query.format(_scan(files, option)), params=dict(values)).to_arrow_table()
-
-    def _paths(self, folder: Path, keep: Keep) -> list[str]:
+    def _files(self, folder: Place, keep: Keep) -> Files:
         with self._lock:
             if folder not in self._handles:
                 self._handles[folder] = delta.open_table(folder)
@@ -175,14 +175,7 @@ class Lookup:
             handle.update_incremental()
             if self._live.get(folder, (-1, []))[0] != handle.version():
                 self._live[folder] = handle.version(), delta.live(handle)
-            return [str((folder / file.path).absolute()) for file in self._live[folder][1] if keep(file)]
-
-    def _connect(self, files: Sequence[str]) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect(config={"threads": self.threads})
-        connection.execute(f"set allowed_paths = {_literal(files)}")
-        connection.execute("set enable_external_access = false")
-        connection.execute("set lock_configuration = true")
-        return connection
+            return Files(folder, handle, [file for file in self._live[folder][1] if keep(file)])
 
 
 DISTANCE = """2 * degrees(asin(sqrt(least(1.0,
@@ -236,23 +229,3 @@ def _each_alert_once(rows: pa.Table) -> pa.Table:
     if not len(rows):
         return rows
     return rows.take(events.first_of_each(rows["alert_id"])).sort_by("mjd")
-
-
-def _scan(files: Sequence[str], option: str = "union_by_name = true") -> str:
-    return f"read_parquet({_literal(files)}, {option})"
-
-
-def _literal(texts: Sequence[str]) -> str:
-    return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
-
-
-def _select(
-    connection: duckdb.DuckDBPyConnection, query: str, values: Mapping[str, Any] | Sequence[Any]
-) -> pa.Table:
-    try:
-        statements = connection.extract_statements(query)
-        if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-            raise ArchiveError("one SELECT statement was expected")
-        return connection.sql(query, params=values).to_arrow_table()
-    except duckdb.Error as error:
-        raise ArchiveError(f"this query cannot be answered: {error}") from error

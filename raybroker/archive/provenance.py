@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from raybroker.archive import durable
+from raybroker.archive.store import read, write_once
 from raybroker.errors import ArchiveError, UnknownError
+from raybroker.places import Place
 
 PLAN_DIGITS = 16  # of the sha256 in hex: short enough for a column, 64 bits
 
@@ -20,14 +20,14 @@ def digest_of(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(plan)).hexdigest()[:PLAN_DIGITS]
 
 
-def store(root: Path, plan: Mapping[str, Any]) -> str:
+def store(root: Place, plan: Mapping[str, Any]) -> str:
     """Keep a plan; returns its digest. Storing it again changes nothing."""
     digest = digest_of(plan)
-    durable.write_once(_path(root, "plans", digest), lambda: _canonical(plan))
+    write_once(_path(root, "plans", digest), lambda: _canonical(plan))
     return digest
 
 
-def load(root: Path, digest: str) -> dict[str, Any]:
+def load(root: Place, digest: str) -> dict[str, Any]:
     """The plan of a digest, as a row of `alerts` names it."""
     found: dict[str, Any] = json.loads(_read(_path(root, "plans", digest)))
     if digest_of(found) != digest:
@@ -40,14 +40,14 @@ def name_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def put(root: Path, content: bytes) -> str:
+def put(root: Place, content: bytes) -> str:
     """Keep a model's state; returns its sha256 in hex. It is on the disk when this returns."""
     digest = name_of(content)
-    durable.write_once(_path(root, "models", digest), lambda: content)
+    write_once(_path(root, "models", digest), lambda: content)
     return digest
 
 
-def get(root: Path, digest: str) -> bytes:
+def get(root: Place, digest: str) -> bytes:
     """A model's state, its bytes checked against the digest."""
     content = _read(_path(root, "models", digest))
     if name_of(content) != digest:
@@ -63,14 +63,14 @@ def _canonical(plan: Mapping[str, Any]) -> bytes:
     ).encode()
 
 
-def _path(root: Path, kind: str, digest: str) -> Path:
+def _path(root: Place, kind: str, digest: str) -> Place:
     if not re.fullmatch("[0-9a-f]{16,64}", digest):
         raise UnknownError(f"'{digest}' is no digest: 16 to 64 hexadecimal digits were expected")
     return root / kind / digest
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Place) -> bytes:
     try:
-        return path.read_bytes()
+        return read(path)
     except FileNotFoundError:
         raise UnknownError(f"nothing is stored in {path.parent} under the digest {path.name}") from None

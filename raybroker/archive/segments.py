@@ -16,15 +16,15 @@ import itertools
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raybroker.alerts import Packet
-from raybroker.archive import durable
+from raybroker.archive import store
 from raybroker.errors import ArchiveError
+from raybroker.places import Place
 
 Shared = Callable[[Packet], tuple[int, int]]
 
@@ -50,7 +50,7 @@ MOST_SCHEMAS = (
 WORTH_COMPRESSING = 0.8  # lz4 halves Rubin's FITS cutouts; ZTF's are gzipped, and it would only cost time
 
 
-def write(folder: Path, packets: Sequence[Packet], shared: Shared, *, day: str = "") -> str:
+def write(folder: Place, packets: Sequence[Packet], shared: Shared, *, day: str = "") -> str:
     """Store packets; returns the segment's name. `shared` gives the length of the repeated head of value and key.
 
     `day` (YYYYMMDD, UTC today if empty) only names the folder.
@@ -61,8 +61,7 @@ def write(folder: Path, packets: Sequence[Packet], shared: Shared, *, day: str =
     schema = SCHEMA.with_metadata({STARTS: json.dumps(starts)})
     options = pa.ipc.IpcWriteOptions(compression=_codec(packets))
     with (
-        durable.whole(folder / "segments" / name) as partial,
-        pa.OSFile(str(partial), "wb") as file,
+        store.sink(folder / "segments" / name) as file,
         pa.ipc.new_file(file, schema, options=options) as writer,
     ):
         for start, end in itertools.pairwise([*starts, len(packets)]):
@@ -71,7 +70,7 @@ def write(folder: Path, packets: Sequence[Packet], shared: Shared, *, day: str =
     return name
 
 
-def read(folder: Path, segment: str, position: int) -> Packet:
+def read(folder: Place, segment: str, position: int) -> Packet:
     """The packet at `position` of a segment, as it came: value, key, headers, place, timestamp."""
     reader = _open(folder, segment)
     starts = json.loads(reader.schema.metadata[STARTS])
@@ -88,7 +87,7 @@ def read(folder: Path, segment: str, position: int) -> Packet:
     return _packet(folder, rows[0])
 
 
-def scan(folder: Path, segment: str) -> Iterator[Packet]:
+def scan(folder: Place, segment: str) -> Iterator[Packet]:
     """All packets of a segment, in order."""
     reader = _open(folder, segment)
     for index in range(reader.num_record_batches):
@@ -96,15 +95,18 @@ def scan(folder: Path, segment: str) -> Iterator[Packet]:
             yield _packet(folder, row)
 
 
-def names(folder: Path) -> list[str]:
+def names(folder: Place) -> list[str]:
     """Every segment there is, by day; some may be orphans of a turn that did not commit."""
-    return sorted(f"{path.parent.name}/{path.name}" for path in (folder / "segments").glob("*/[!.]*.arrow"))
+    days = store.folders(folder / "segments")
+    return sorted(
+        f"{day.name}/{file.name}" for day in days for file in store.files(day) if file.name[-6:] == ".arrow"
+    )
 
 
 class _Heads:
     """Digests of repeated heads: packets of one turn share few, so the last one is nearly always the next."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder, self.last, self.digest = folder, b"", ""
         self.met: set[str] = set()
 
@@ -119,7 +121,7 @@ class _Heads:
         digest = hashlib.sha256(head).hexdigest()
         if digest not in self.met and len(self.met) < MOST_SCHEMAS:
             self.met.add(digest)
-            durable.write_once(self.folder / "schemas" / digest, lambda: head)
+            store.write_once(self.folder / "schemas" / digest, lambda: head)
         self.last, self.digest = head, digest if digest in self.met else ""
 
 
@@ -173,9 +175,9 @@ def _codec(packets: Sequence[Packet]) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _load_schema(folder: Path, digest: str) -> bytes:
+def _load_schema(folder: Place, digest: str) -> bytes:
     try:
-        head = (folder / "schemas" / digest).read_bytes()
+        head = store.read(folder / "schemas" / digest)
     except FileNotFoundError:
         raise ArchiveError(
             f"schema {digest} is missing from {folder / 'schemas'}: its packets are not whole"
@@ -187,10 +189,10 @@ def _load_schema(folder: Path, digest: str) -> bytes:
     return head
 
 
-def _open(folder: Path, segment: str) -> pa.RecordBatchFileReader:
+def _open(folder: Place, segment: str) -> pa.RecordBatchFileReader:
     path = folder / "segments" / segment
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        return pa.ipc.open_file(store.open_file(path))
     except FileNotFoundError:
         raise ArchiveError(f"segment {segment} is missing from {folder / 'segments'}") from None
     except (pa.ArrowException, OSError) as error:
@@ -206,7 +208,7 @@ def _get_batch(reader: pa.RecordBatchFileReader, index: int, segment: str) -> pa
     return batch
 
 
-def _packet(folder: Path, row: dict[str, Any]) -> Packet:
+def _packet(folder: Place, row: dict[str, Any]) -> Packet:
     return Packet(
         value=_whole(folder, row["value_schema"], row["value"]),
         topic=row["topic"],
@@ -218,5 +220,5 @@ def _packet(folder: Path, row: dict[str, Any]) -> Packet:
     )
 
 
-def _whole(folder: Path, digest: str | None, rest: bytes | None) -> bytes | None:
+def _whole(folder: Place, digest: str | None, rest: bytes | None) -> bytes | None:
     return rest if digest is None or rest is None else _load_schema(folder, digest) + rest

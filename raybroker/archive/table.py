@@ -8,15 +8,15 @@ partition now, and the turn is dropped.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raybroker.archive import columns, delta
 from raybroker.errors import ArchiveError, FencedError
+from raybroker.places import Place
 
 ROW = pa.schema(
     [
@@ -27,6 +27,7 @@ ROW = pa.schema(
         ("plan", pa.string()),  # digest
         ("published", pa.int64()),  # Kafka's timestamp, ms
         ("stored", pa.int64()),  # when the turn wrote it, ms
+        ("origin", pa.string()),  # the topic as made once: its `event_id` in the log `topics`
     ]
 )
 
@@ -44,8 +45,9 @@ class AlertsTable:
     it is now; there must be one.
     """
 
-    def __init__(self, root: Path, survey: str, schema: pa.Schema | None = None) -> None:
+    def __init__(self, root: Place, survey: str, schema: pa.Schema | None = None) -> None:
         self.folder = root / survey / "alerts"
+        self._positions = delta.Positions(self.folder)
         self._lock = threading.Lock()  # between check and commit nobody may move the handle
         if schema is None:
             self._handle = delta.open_table(self.folder)
@@ -55,10 +57,11 @@ class AlertsTable:
             self._handle = delta.create(self.folder, self.schema)
             delta.grow(self.folder, self._handle, self.schema)
 
-    def positions(self, app_ids: Iterable[str]) -> dict[str, int]:
-        """The stored position of each partition that has one."""
-        self._handle.update_incremental()
-        found = {app_id: self._handle.transaction_version(app_id) for app_id in app_ids}
+    def positions(self, app_ids: Iterable[str], *, fresh: bool = True) -> dict[str, int]:
+        """The stored position of each partition that has one; not `fresh`: as of the version that was read last."""
+        if fresh:
+            self._handle.update_incremental()
+        found = {app_id: self._positions.of(self._handle, app_id) for app_id in app_ids}
         return {app_id: position for app_id, position in found.items() if position is not None}
 
     def append(self, rows: pa.Table, expected: Mapping[str, int | None], new: Mapping[str, int]) -> int:
@@ -102,6 +105,14 @@ class AlertsTable:
         kept = [f.path for f in files if from_night is None or f.most.get("night", from_night) >= from_night]
         return self._read(kept, names, from_night), version
 
+    def pieces(self, names: Iterable[str]) -> Iterator[pa.Table]:
+        """All rows of one version, a file at a time, for whoever looks through millions of them."""
+        with self._lock:
+            self._handle.update_incremental()
+            paths = [file.path for file in delta.live(self._handle)]
+        wanted = list(names)
+        return (self._read([path], wanted, None) for path in paths)
+
     def _read(self, paths: Sequence[str], names: Iterable[str] | None, from_night: int | None) -> pa.Table:
         wanted = columns.select(self.schema, names)
         if from_night is None:
@@ -125,7 +136,7 @@ class AlertsTable:
 
     def _check_owner(self, expected: Mapping[str, int | None]) -> None:
         for app_id, position in expected.items():
-            stored = self._handle.transaction_version(app_id)
+            stored = self._positions.of(self._handle, app_id)
             if stored != position:
                 raise FencedError(
                     f"partition {app_id} is at {stored} in {self.folder}, this worker left it at {position}: "

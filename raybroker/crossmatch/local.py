@@ -73,6 +73,12 @@ def prepared(path_in: Path, folder: Path, *, ra: str = "", dec: str = "") -> Pat
     return path_out
 
 
+def version_of(file: Path) -> str:
+    """The name of a sorted catalogue's file, with its digest."""
+    digest = _digest_of(_schema(file.stem, file))
+    return file.name if file.stem.endswith(f"-{digest}") else f"{file.stem}-{digest}.arrow"
+
+
 def prepare(
     path_in: Path, path_out: Path, *, ra: str = "", dec: str = "", columns: Sequence[str] = ()
 ) -> Catalogue:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import fastavro
 import numpy as np
@@ -13,6 +15,10 @@ import pytest
 from raybroker import alerts
 from raybroker.alerts import Packet
 from raybroker.archive import table
+from raybroker.places import ObjectUrl, Place, place
+
+from . import s3_server
+from .s3_server import S3Server
 
 CANDIDATE = pa.struct(
     [
@@ -96,3 +102,27 @@ def night_packets(ztf_packets) -> tuple[Packet, ...]:  # type: ignore[no-untyped
 def night_rows(night_packets: tuple[Packet, ...]) -> pa.Table:
     """Their rows."""
     return rows_of(night_packets)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for all tests."""
+    with s3_server.running(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectUrl:
+    """A place in a bucket of its own, and the environment that leads to it."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    url = s3.make_bucket(f"test-{uuid.uuid4().hex[:20]}")
+    found = place(f"{url}/some/archive")
+    assert isinstance(found, ObjectUrl)
+    return found
+
+
+@pytest.fixture(params=["folder", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty archive's place, of either kind."""
+    return tmp_path / "archive" if request.param == "folder" else request.getfixturevalue("bucket")

@@ -13,6 +13,7 @@ from raybroker.alerts import Packet
 from raybroker.archive import delta, segments
 from raybroker.archive.table import AlertsTable
 from raybroker.errors import ArchiveError, FencedError, UnknownError
+from raybroker.places import Place
 
 from .conftest import SCHEMA, header_length, rows_of
 
@@ -106,7 +107,7 @@ def test_a_stale_handle_still_commits_other_partitions(tmp_path: Path, night_row
     assert ids(one.read(["alert_id"])[0]) == ids(night_rows)
 
 
-def append_in_turns(root: Path, rows: Path, app_id: str, start: int, size: int) -> None:
+def append_in_turns(root: Place, rows: Path, app_id: str, start: int, size: int) -> None:
     table, mine = AlertsTable(root, "ztf", SCHEMA), pa.ipc.open_file(rows).read_all().slice(start, size)
     last = None
     for at in range(0, size, 10):
@@ -133,7 +134,7 @@ def test_processes_that_create_the_table_and_write_together_lose_nothing(
     assert table.positions([part[0] for part in parts]) == {part[0]: 166 for part in parts}
 
 
-def die_between_segment_and_commit(root: Path, packets: list[Packet]) -> None:
+def die_between_segment_and_commit(root: Place, packets: list[Packet]) -> None:
     table = AlertsTable(root, "ztf", SCHEMA)
     name = segments.write(root / "ztf", packets, header_length)
     delta.commit = lambda *_: os._exit(9)
