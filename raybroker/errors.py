@@ -6,6 +6,7 @@ RaybrokerError
 ├── StreamError         Kafka (or another source) is not as it must be: unreachable, a topic recreated
 ├── ArchiveError        the archive refuses: another writer was first, a schema differs, bytes are missing
 │   └── FencedError     this worker no longer owns the partition: drop the turn and be assigned again
+├── AwayError           what a turn writes to (the archive, the output Kafka) cannot be used now: try it again later
 └── UnknownError        something was asked for by a name or an id that nothing knows (HTTP: 404)
 """
 
@@ -37,6 +38,10 @@ class ArchiveError(RaybrokerError):
 
 class FencedError(ArchiveError):
     """Another worker owns this partition now."""
+
+
+class AwayError(RaybrokerError):
+    """What a turn writes to cannot be used now; nothing is wrong with the packets."""
 
 
 class UnknownError(RaybrokerError):

@@ -1,24 +1,37 @@
 """A worker does turns: poll, decode, run, archive, route, commit. Nothing is in flight between turns.
 
-The order of a turn, on which "no alert lost" rests:
+"No alert lost, none repeated" rests on an order. Each line has a test that dies just before and just after it.
 
-1. Poll packets from the source; they start where the archive's stored position says.
-2. Write them, raw, as one segment file. An orphan segment is harmless.
-3. Decode and run the pipeline. What cannot be decoded is dead, what a cut drops is rejected; both are rows.
-4. Commit once: a row per offset together with the new position of each topic-partition.
+When partitions are assigned (`Books.start`, called by the source):
+
+1. Note the topics, with the ids they have now, in the log `topics`.
+2. Take over: `init_transactions` fences whoever wrote the outputs of these places; then read how far they were sent.
+3. Read the archive's positions. Only a commit that still finds them there will be accepted.
+4. Send again, from the stored filter columns, what is archived but was not sent.
+   Reading starts at the positions. What Kafka has deleted since is a gap: expired.
+
+In a turn:
+
+5. Poll packets, and how far each partition was read.
+6. Write them, raw, as one segment file. An orphan segment is harmless.
+7. Decode and run the pipeline. What cannot be decoded is dead, what a cut drops is rejected; both are rows.
+8. Note in the log `gaps` the offsets that are passed over: expired, or no record. Mostly there are none.
+9. Commit once: a row per packet together with the new position of each topic-partition.
    If another worker was first, drop everything and be assigned again.
-5. Send what the filters let through, with the same positions, in one Kafka transaction per topic-partition.
-   Dying before this is mended on the next assignment, from the stored filter columns.
-6. Commit the source's offsets, as a hint to monitors.
+10. Send what the filters let through, with the same positions, in one Kafka transaction per topic-partition.
+11. Commit the source's offsets, as a hint to monitors.
+
+Dying before line 9 leaves nothing that counts. Dying after it is mended by line 4 of the successor. Where the archive or
+the output Kafka is away (a full disk), the turn is dropped, the partitions are paused but kept, and it is tried again:
+that is trouble, and the fault of no packet.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,83 +40,21 @@ import pyarrow.compute as pc
 
 from raybroker.alerts import Decoded, Packet
 from raybroker.archive import segments
-from raybroker.archive.events import note_topics
-from raybroker.archive.table import AlertsTable
+from raybroker.cluster import gaps, incidents
+from raybroker.cluster.books import Books, Key, away, origin
+from raybroker.cluster.incidents import Incident
+from raybroker.cluster.received import Rows
 from raybroker.cluster.recent import RECENT, Recent
-from raybroker.errors import FencedError, StreamError
+from raybroker.errors import AwayError, FencedError, StreamError
 from raybroker.pipeline import Outcome, Pipeline
 from raybroker.scores.online import pinned
 from raybroker.settings import TurnSettings
-from raybroker.stream import outgoing
-from raybroker.stream.packets import Place, Sink, Source
+from raybroker.stream.packets import Gap, Place, Source
 from raybroker.surveys import Survey
 
-Key = tuple[str, int]
+__all__ = ["Books", "Report", "Worker"]
 HINT_SECONDS = 2.0
-
-
-class Books:
-    """Where each partition stands: asked by the source on every assignment, checked by every commit.
-
-    Outputs that a predecessor archived but did not send are sent from the archive first: see `start`.
-    """
-
-    def __init__(
-        self, table: AlertsTable, sink: Sink | None = None, topics: Mapping[str, str] | None = None
-    ) -> None:
-        self.table, self.sink, self.topics = table, sink, dict(topics or {})
-        self.assigned: set[Key] = set()  # since whoever looks last emptied it
-        self.expected: dict[str, int | None] = {}  # by app id: what the archive must hold when we commit next
-
-    def start(self, places: Sequence[Place]) -> Mapping[Place, int]:
-        """Take these places over: fence whoever had them, send what was left unsent, and say where to read on."""
-        topics = sorted({(place.cluster, place.topic, place.topic_id) for place in places})
-        note_topics(self.table.folder.parent.parent, topics, datetime.now(UTC))
-        self.assigned.update((place.topic, place.partition) for place in places)
-        emitted = self.sink.emitted(places) if self.sink else {}
-        stored = self.table.positions([place.app_id for place in places])
-        self.expected.update({place.app_id: stored.get(place.app_id) for place in places})
-        for place in places:
-            position = stored.get(place.app_id)
-            if self.sink and position is not None and emitted.get(place, 0) < position:
-                self._send_again(place, emitted.get(place, 0), position)
-        return {place: stored[place.app_id] for place in places if place.app_id in stored}
-
-    def _send_again(self, place: Place, first: int, position: int) -> None:
-        """From the stored filter columns, so that a changed filter cannot change what was decided."""
-        rows, _ = self.table.read()
-        rows = rows.filter(of_place(rows, place)).filter(pc.field("offset") >= first)
-        known = {name: topic for name, topic in self.topics.items() if name in rows.schema.names}
-        self.route(rows, {place: position}, known)
-
-    def positions(self, places: Iterable[Place]) -> dict[Place, int]:
-        """The archive's positions of these places, as far as it has any."""
-        known = {place: self.expected.get(place.app_id) for place in places}
-        return {place: position for place, position in known.items() if position is not None}
-
-    def commit(self, rows: pa.Table, after: Mapping[Place, int]) -> None:
-        """One commit: the rows and the new positions. FencedError where another worker was first."""
-        new = {place.app_id: position for place, position in after.items()}
-        self.table.append(rows, {app_id: self.expected[app_id] for app_id in new}, new)
-        self.expected.update(new)
-
-    def route(
-        self, rows: pa.Table, after: Mapping[Place, int], topics: Mapping[str, str] | None = None
-    ) -> Counter[str]:
-        """Send what passes the filters; counts by topic."""
-        sent: Counter[str] = Counter()
-        for place, position in after.items() if self.sink else ():
-            outputs = outgoing.route(
-                rows.filter(of_place(rows, place)), self.topics if topics is None else topics
-            )
-            self.sink.write(place, outputs, position)
-            sent.update({topic: len(found) for topic, found in outputs.items()})
-        return sent
-
-
-def of_place(rows: pa.Table, place: Place) -> pa.ChunkedArray:
-    """Which rows came from this topic-partition."""
-    return pc.and_(pc.equal(rows["topic"], place.topic), pc.equal(rows["partition"], place.partition))
+TROUBLE_SECONDS = (0.5, 1.0, 2.0, 4.0)  # between two tries while the archive or the output Kafka is away
 
 
 @dataclass(frozen=True)
@@ -116,10 +67,13 @@ class Report:
     sent: Mapping[str, int] = field(default_factory=dict)  # by topic
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
     expired: int = 0  # offsets that Kafka deleted before they were read
+    no_record: int = 0  # offsets that never held a packet: markers, aborted or compacted records
     lag: int = 0
     drained: bool = False  # all is polled that was there when the partitions were assigned
     fenced: bool = False
+    trouble: str = ""  # what is away, so that the turn must be tried again; for a person
     snapshots: Mapping[str, int] = field(default_factory=dict)
+    incidents: Sequence[Incident] = ()  # for the log
     seconds: Mapping[str, float] = field(default_factory=dict)
     cpu_seconds: Mapping[str, float] = field(default_factory=dict)  # of the worker's own thread, by stage
 
@@ -152,7 +106,13 @@ class Worker:
     """One reader of one survey's stream. Single-threaded; everything it needs is given."""
 
     def __init__(
-        self, survey: Survey, pipeline: Pipeline, source: Source, books: Books, limits: TurnSettings
+        self,
+        survey: Survey,
+        pipeline: Pipeline,
+        source: Source,
+        books: Books,
+        limits: TurnSettings,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.survey, self.pipeline, self.source = survey, pipeline, source
         self.books, self.limits = books, limits
@@ -161,7 +121,8 @@ class Worker:
         self._packets: list[Packet] = []
         self._recent: dict[Key, Recent] = {}
         self._clock = Clock()
-        self._hinted = 0.0
+        self._now, self._hinted = now, 0.0
+        self._trouble, self._tries, self._again_at = "", 0, 0.0
 
     def turn(
         self, limit: int | None = None, dead: Mapping[tuple[str, int, int], str] | None = None
@@ -186,50 +147,122 @@ class Worker:
         self._clock = Clock()
         most = min(limit or self.limits.packets, self.limits.packets)
         with self._clock("poll"):
-            self._packets = self.source.poll(most, self.limits.seconds, int(self.limits.megabytes * 1e6))
+            try:
+                if self._trouble and self._now() >= self._again_at:
+                    self._begin_again()
+                self._packets = self.source.poll(most, self.limits.seconds, int(self.limits.megabytes * 1e6))
+            except AwayError as error:
+                self._packets = []
+                self._wait(error)
         return taken(self._packets)
 
     def finish(self, dead: Mapping[tuple[str, int, int], str] | None = None) -> Report:
         """The second half: everything from segment to commit, for the packets that `take` polled."""
         packets, self._packets = self._packets, []
-        if not packets:
-            self._hint_again()
-            return Report(
-                lag=self.source.lag(),
-                drained=self._drained(),
-                snapshots=dict(self.snapshots),
-                seconds=dict(self._clock.seconds),
-                cpu_seconds=dict(self._clock.cpu_seconds),
-            )
+        if self._trouble:
+            return self._idle(trouble=self._trouble)
         try:
-            return self._work(packets, dead or {})
+            report = self._work(packets, dead or {})
         except FencedError:
-            self._recent.clear()
-            self.source.rewind()
-            return Report(fenced=True, lag=self.source.lag())
+            return self._fenced(self._idle(), taken(packets))
+        except AwayError as error:
+            self._wait(error)
+            return replace(
+                self._idle(self._trouble), incidents=incidents.of_turn("away", str(error), taken(packets))
+            )
+        self._tries = self._tries if report.trouble else 0
+        return report
+
+    def _idle(self, trouble: str = "") -> Report:
+        return Report(
+            lag=self.source.lag(),
+            drained=not trouble and self._drained(),
+            trouble=trouble,
+            snapshots=dict(self.snapshots),
+            seconds=dict(self._clock.seconds),
+            cpu_seconds=dict(self._clock.cpu_seconds),
+        )
+
+    def _fenced(self, report: Report, spans: incidents.Spans) -> Report:
+        """Another worker was first: be assigned again, which reads the positions anew."""
+        told = incidents.of_turn("fenced", "another worker was first; reading the positions anew", spans)
+        try:
+            self._begin_again()
+        except AwayError as error:
+            self._wait(error)
+        noted = (*report.incidents, *told)
+        return replace(report, fenced=True, drained=False, trouble=self._trouble, incidents=noted)
+
+    def _wait(self, error: AwayError) -> None:
+        """Drop the turn, keep the partitions, and try again after a while, which is short: disks come back."""
+        self._trouble = str(error)
+        self._again_at = self._now() + TROUBLE_SECONDS[min(self._tries, len(TROUBLE_SECONDS) - 1)]
+        self._tries += 1
+        self.source.pause()
+
+    def _begin_again(self) -> None:
+        self._trouble = ""
+        self._recent.clear()
+        self.source.resume()
+        self.source.rewind()
 
     def _work(self, packets: list[Packet], dead: Mapping[tuple[str, int, int], str]) -> Report:
-        with self._clock("segment"):
-            segment = segments.write(self.books.table.folder.parent, packets, self.survey.shared)
+        after = self.books.moved(self.source.reached)
+        if not after:
+            self._hint_again()
+            return self._idle()
         unknown: Counter[str] = Counter()
+        rows = self._archived(packets, dead, unknown)
+        with self._clock("commit"), away("the archive cannot be written"):
+            missing = self.books.missing(rows, after, self.source.gaps)
+            self.books.note(missing)
+            self.books.commit(rows, after)
+        report = self._report(packets, rows, missing, unknown)
+        self.source.gaps[:] = [gap for gap in self.source.gaps if gap.place not in after]
+        return self._sent(rows, after, report)
+
+    def _archived(
+        self,
+        packets: list[Packet],
+        dead: Mapping[tuple[str, int, int], str],
+        unknown: Counter[str],
+    ) -> pa.Table:
+        """The rows of the turn, whose packets are in a segment."""
+        if not packets:
+            return self.books.table.schema.empty_table()
+        with self._clock("segment"), away("the archive cannot be written"):
+            segment = segments.write(self.books.table.folder.parent, packets, self.survey.shared)
         pieces = []
         for first in range(0, len(packets), self.limits.batch):
             rows = self._rows(packets[first : first + self.limits.batch], dead, unknown)
             pieces.append(rows.add(segment, first))
-        rows = pa.concat_tables(pieces)
-        after = {self.source.places[key]: last + 1 for key, (_, last) in taken(packets).items()}
-        with self._clock("commit"):
-            self.books.commit(rows, after)
-        with self._clock("route"):
-            sent = self.books.route(rows, after)
+            self.source.keep()
+        return pa.concat_tables(pieces)
+
+    def _sent(self, rows: pa.Table, after: Mapping[Place, int], report: Report) -> Report:
+        """The rows are archived, whatever becomes of the outputs: what is not sent now is sent on the next assignment."""
+        try:
+            with self._clock("route"), away("outputs cannot be sent"):
+                sent = self.books.route(rows, after)
+        except FencedError:
+            return self._fenced(report, report.taken)
+        except AwayError as error:
+            self._wait(error)
+            noted = (*report.incidents, *incidents.of_turn("away", str(error), report.taken))
+            return replace(report, drained=False, trouble=self._trouble, incidents=noted)
         self.source.commit(after)
-        return self._report(packets, rows, sent, unknown)
+        return replace(
+            report,
+            sent=sent,
+            seconds=dict(self._clock.seconds),
+            cpu_seconds=dict(self._clock.cpu_seconds),
+        )
 
     def _rows(
         self, packets: list[Packet], dead: Mapping[tuple[str, int, int], str], unknown: Counter[str]
-    ) -> _Rows:
+    ) -> Rows:
         """The archive's rows for one batch of packets."""
-        rows = _Rows(self.books.table.schema, packets, self.plan)
+        rows = Rows(self.books.table.schema, packets, self.plan, self._origins())
         for i, packet in enumerate(packets):
             if reason := dead.get((packet.topic, packet.partition, packet.offset)):
                 rows.dead(i, reason)
@@ -245,6 +278,9 @@ class Worker:
         rows.duplicates(decoded.batch.filter(pa.array(~fresh)), places[~fresh])
         rows.outcome(decoded.batch.filter(pa.array(fresh)), places[fresh], outcome)
         return rows
+
+    def _origins(self) -> dict[str, str]:
+        return {topic: origin(place) for (topic, _), place in self.source.places.items()}
 
     def _run(self, decoded: Decoded, fresh: np.ndarray) -> Outcome:
         bodies = [body for body, new in zip(decoded.bodies, fresh, strict=True) if new]
@@ -268,34 +304,36 @@ class Worker:
     def _recently(self, key: Key, nights: pa.Array) -> Recent:
         if key not in self._recent:
             names = ["topic", "partition", "alert_id"]
-            rows, _ = self.books.table.read(names, from_night=pc.min(nights).as_py())
+            with away("the archive cannot be read"):
+                rows, _ = self.books.table.read(names, from_night=pc.min(nights).as_py())
             mine = (pc.field("topic") == key[0]) & (pc.field("partition") == key[1])
             known = rows.filter(mine)["alert_id"].drop_null()
             self._recent[key] = Recent(known[-RECENT:].to_pylist())
         return self._recent[key]
 
     def _report(
-        self, packets: list[Packet], rows: pa.Table, sent: Counter[str], unknown: Counter[str]
+        self, packets: list[Packet], rows: pa.Table, missing: Sequence[Gap], unknown: Counter[str]
     ) -> Report:
         outcomes, reasons = rows["outcome"].to_pylist(), rows["reason"].to_pylist()
         return Report(
             taken=taken(packets),
             outcomes=Counter(outcomes),
             reasons=Counter(f"{o}: {r}" for o, r in zip(outcomes, reasons, strict=True) if r is not None),
-            sent=sent,
             unknown_fields=unknown,
-            expired=self._expired(),
+            expired=_size(missing, "expired"),
+            no_record=_size(missing, gaps.NO_RECORD),
             drained=self._drained(),
             lag=self.source.lag(),
             snapshots=dict(self.snapshots),
+            incidents=incidents.of_rows(rows),
             seconds=dict(self._clock.seconds),
             cpu_seconds=dict(self._clock.cpu_seconds),
         )
 
     def _hint_again(self) -> None:
         """While nothing comes, tell the stream where we are: a hint may be lost when partitions change hands."""
-        if time.monotonic() - self._hinted >= HINT_SECONDS:
-            self._hinted = time.monotonic()
+        if self._now() - self._hinted >= HINT_SECONDS:
+            self._hinted = self._now()
             self.source.commit(self.books.positions(self.source.places.values()))
 
     def _drained(self) -> bool:
@@ -303,11 +341,6 @@ class Worker:
             return self.source.end_reached()
         except StreamError:  # the stream is away; the source says so and tries again
             return False
-
-    def _expired(self) -> int:
-        lost = sum(gone.end - gone.first for gone in self.source.expired)
-        self.source.expired.clear()
-        return lost
 
     def close(self) -> None:
         """Leave the group; nothing is in flight."""
@@ -326,74 +359,5 @@ def taken(packets: Sequence[Packet]) -> dict[Key, tuple[int, int]]:
     return spans
 
 
-class _Rows:
-    """Collects the archive's rows of one batch of packets: every packet becomes exactly one."""
-
-    def __init__(self, schema: pa.Schema, packets: list[Packet], plan: str) -> None:
-        self.schema, self.packets, self.plan = schema, packets, plan
-        self.unread: set[int] = set()
-        self._tables: list[pa.Table] = []
-        self._dead: list[tuple[int, str]] = []
-
-    def dead(self, place: int, reason: str) -> None:
-        self.unread.add(place)
-        self._dead.append((place, reason))
-
-    def duplicates(self, batch: pa.RecordBatch, places: np.ndarray) -> None:
-        self._add(batch, places, ["duplicate"] * len(places), [None] * len(places))
-
-    def outcome(self, batch: pa.RecordBatch, places: np.ndarray, outcome: Outcome) -> None:
-        rejected = sorted(outcome.rejected_by)
-        names = [outcome.rejected_by[row] for row in rejected]
-        self._add(
-            batch.take(pa.array(rejected, pa.int64())), places[rejected], ["rejected"] * len(names), names
-        )
-        said: dict[int, list[str]] = {}
-        for failure in outcome.failures:
-            said.setdefault(failure.row, []).append(f"{failure.step}: {failure.error}")
-        reasons = ["; ".join(said[row]) if row in said else None for row in outcome.kept_rows.tolist()]
-        results = ["scored" if reason is None else "failed" for reason in reasons]
-        self._add(outcome.kept, places[outcome.kept_rows], results, reasons)
-
-    def _add(
-        self, batch: pa.RecordBatch, places: np.ndarray, outcomes: Sequence[str], reasons: Sequence[Any]
-    ) -> None:
-        if len(places):
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            self._tables.append(self._table(columns, places.tolist(), outcomes, reasons))
-
-    def _table(
-        self, columns: Mapping[str, Any], places: list[int], outcomes: Sequence[str], reasons: Sequence[Any]
-    ) -> pa.Table:
-        packets = [self.packets[place] for place in places]
-        own = {
-            "outcome": outcomes,
-            "reason": reasons,
-            "position": places,
-            "plan": [self.plan] * len(places),
-            "published": [packet.timestamp_ms for packet in packets],
-            "stored": [int(time.time() * 1000)] * len(places),
-            "topic": [packet.topic for packet in packets],
-            "partition": [packet.partition for packet in packets],
-            "offset": [packet.offset for packet in packets],
-        }
-        arrays = [_array(own.get(f.name, columns.get(f.name)), f.type, len(places)) for f in self.schema]
-        return pa.Table.from_arrays(arrays, schema=self.schema)
-
-    def add(self, segment: str, first: int) -> pa.Table:
-        """The finished rows, in the order of the packets; `first` is the batch's place in the segment."""
-        if self._dead:
-            places, reasons = zip(*self._dead, strict=True)
-            self._tables.append(self._table({}, list(places), ["dead"] * len(places), reasons))
-        table = pa.concat_tables(self._tables).sort_by("position")
-        position = pc.add(table["position"], pa.scalar(first, pa.int32()))
-        names = table.schema.names
-        table = table.set_column(names.index("position"), self.schema.field("position"), position)
-        column = pa.chunked_array([pa.repeat(pa.scalar(segment), len(table))])
-        return table.set_column(names.index("segment"), self.schema.field("segment"), column)
-
-
-def _array(given: Any, kind: pa.DataType, rows: int) -> pa.Array:
-    if given is None:
-        return pa.nulls(rows, kind)
-    return given if isinstance(given, pa.Array) else pa.array(given, kind)
+def _size(missing: Sequence[Gap], kind: str) -> int:
+    return sum(gap.end - gap.first for gap in missing if gap.kind == kind)

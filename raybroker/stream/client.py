@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -156,12 +157,32 @@ def refuse_recreated(places: Iterable[Place], known: Mapping[tuple[str, str], st
             raise StreamError(recreated(place.topic, old, place.topic_id))
 
 
+def posix(topic: str) -> str:
+    r"""A topic's pattern as librdkafka takes it: POSIX has no `\d`, and such a pattern would match nothing, in silence.
+
+    >>> posix(r"^ztf_\d{8}_[\da-f]$")
+    '^ztf_[0-9]{8}_[0-9a-f]$'
+    """
+    if not topic.startswith("^"):
+        return topic
+    inside = {True: "0-9", False: "[0-9]"}
+    return re.sub(r"\[[^]]*\]|\\d", lambda found: found[0].replace("\\d", inside[found[0] != "\\d"]), topic)
+
+
 def recreated(topic: str, old: str, new: str) -> str:
     return (
         f"topic '{topic}' was deleted and made again: the archive holds positions of id {old}, Kafka now says {new}. "
         "Its offsets start again at 0. Either bring the old topic back, or accept the new one "
         f'(accept_recreated = ["{topic}"] in its [surveys] table), which is then read from its beginning beside '
         "what the archive has"
+    )
+
+
+def beyond(place: Place, wanted: int, high: int) -> str:
+    return (
+        f"{place.topic} [{place.partition}]: the archive holds everything before offset {wanted}, but Kafka has only "
+        f"{high} offsets. Its log was cut, or this is another cluster under the same id. Nothing is read; "
+        "use another archive, or a group of topics that fits this one"
     )
 
 
@@ -228,3 +249,17 @@ def producer_settings(servers: str, options: Mapping[str, str], trouble: Trouble
         "linger.ms": 5,
         "delivery.report.only.error": True,
     }
+
+
+def packet_of(message: Any) -> Packet:
+    """What was consumed, as it came."""
+    kind, stamp = message.timestamp()
+    return Packet(
+        message.value(),
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        stamp if kind != ck.TIMESTAMP_NOT_AVAILABLE else None,
+        message.key(),
+        tuple(message.headers() or ()),
+    )

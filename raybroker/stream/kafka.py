@@ -10,7 +10,7 @@ from typing import Any
 import confluent_kafka as ck
 
 from raybroker.alerts import Packet
-from raybroker.errors import StreamError
+from raybroker.errors import FencedError, StreamError
 from raybroker.stream.client import (
     LOG,
     SECONDS,
@@ -18,13 +18,17 @@ from raybroker.stream.client import (
     Producer,
     Quiet,
     Trouble,
+    beyond,
     kafka_error,
+    packet_of,
+    posix,
     reach,
     refuse_recreated,
     unreachable,
 )
-from raybroker.stream.packets import MAX_BYTES, Expired, Place, Start, TopicPartition
+from raybroker.stream.packets import MAX_BYTES, Gap, Place, Start, TopicPartition
 from raybroker.stream.sink import KafkaSink
+from raybroker.stream.stuck import Stuck
 
 __all__ = ["KafkaSink", "KafkaSource", "Producer", "reach", "refuse_recreated"]
 
@@ -37,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "session.timeout.ms": 10_000,  # how long the partitions of a killed worker wait for another
     "heartbeat.interval.ms": 1_000,
     "reconnect.backoff.max.ms": 2_000,
+    "max.poll.interval.ms": 300_000,  # how long a turn may take before its partitions go to another
 }
 OURS: dict[str, Any] = {
     "enable.auto.commit": False,
@@ -68,24 +73,34 @@ class KafkaSource:
         given = dict(options or {})
         self.servers, self.topics = servers, tuple(topics)
         self.places: dict[TopicPartition, Place] = {}
-        self.expired: list[Expired] = []
+        self.gaps: list[Gap] = []
+        self.reached: dict[Place, int] = {}
         self._start = start
         self._reset = given.pop("auto.offset.reset", "earliest")
         self._known = dict(known_topics or {})
-        self._check_seconds, self._checked = check_seconds, time.monotonic()
+        self._check_seconds, self._checked, self._stuck = check_seconds, time.monotonic(), Stuck()
         self._granted: set[TopicPartition] | None = None  # None: the group has not answered yet
         self._next: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._failure: Exception | None = None
-        self._pending: list[Packet] = []
+        self._pending: list[Packet] = []  # polled and not given yet
         self._pending_bytes = 0
+        self._moved = False  # since the last poll something that it read was given back
+        self._paused = self._held = False  # asked to pause; paused within a turn
         self._mean_size = 80_000.0
         self._trouble = Trouble(servers)
         self._cluster = Cluster(servers, given)
         settings = self._settings(group, given)
+        self._patience = int(settings["max.poll.interval.ms"]) / 4000.0
+        self._polled = time.monotonic()
         self._cooperative = "cooperative" in settings["partition.assignment.strategy"]
-        self._consumer = ck.Consumer(settings)
-        self._consumer.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke)
+        self._settled = settings
+        self._join()
+
+    def _join(self) -> None:
+        wanted = [posix(topic) for topic in self.topics]
+        self._consumer = ck.Consumer(self._settled)
+        self._consumer.subscribe(wanted, on_assign=self._on_assign, on_revoke=self._on_revoke)
 
     def _settings(self, group: str, given: Mapping[str, str]) -> dict[str, Any]:
         callbacks = {"error_cb": self._trouble, "logger": Quiet(), "on_commit": _hint_refused}
@@ -102,8 +117,8 @@ class KafkaSource:
         """See `Source`. At most one packet's worth over `max_bytes`, as far as sizes can be foreseen."""
         self._raise_failure()
         self._check_topics()
+        self._let_go()
         deadline = time.monotonic() + seconds
-        self._keep([])
         while room := self._room(limit, max_bytes):
             left = deadline - time.monotonic()
             self._take(self._consumer.consume(room, timeout=max(left, 0.0)))
@@ -112,7 +127,37 @@ class KafkaSource:
                 break
         packets = self._pending
         self._keep([])
+        self._moved, self._polled = False, time.monotonic()
+        self.reached = {place: self._next[key] for key, place in self.places.items()}
         return packets
+
+    def keep(self) -> None:
+        """See `Source`. It does nothing but in turns so long that the group would think us dead."""
+        if time.monotonic() - self._polled < self._patience:
+            return
+        self._hold()
+        self._take(self._consumer.consume(1, timeout=0.0))  # what slips through is given by the next poll
+        self._polled = time.monotonic()
+        if self._moved:
+            raise FencedError("partitions went to another worker while a long turn worked on them")
+
+    def pause(self) -> None:
+        """See `Source`. Paused rather than slept: a member that does not poll is put out of the group."""
+        self._paused = True
+        self._hold()
+
+    def resume(self) -> None:
+        """See `Source`."""
+        self._paused = False
+
+    def _hold(self) -> None:
+        self._held = True
+        self._consumer.pause([ck.TopicPartition(*key) for key in self.places])
+
+    def _let_go(self) -> None:
+        if self._held and not self._paused:
+            self._held = False
+            self._consumer.resume([ck.TopicPartition(*key) for key in self.places])
 
     def commit(self, positions: Mapping[Place, int]) -> None:
         """See `Source`."""
@@ -174,17 +219,22 @@ class KafkaSource:
     def _begin(self, keys: set[TopicPartition], positions: Mapping[Place, int] | None = None) -> None:
         """Read these partitions from `positions`, or else from where the archive says."""
         self._stop(keys)
+        if positions is None:  # else what was skipped since the archive's positions stays skipped
+            self.gaps = [gap for gap in self.gaps if (gap.place.topic, gap.place.partition) not in keys]
         try:
             places = self._cluster.places(keys)
             refuse_recreated(places.values(), self._known)
             wanted = self._start(list(places.values())) if positions is None else positions
             offsets = {key: self._offset(place, wanted.get(place)) for key, place in places.items()}
         except Exception as error:  # raised by `poll`: out of a callback, librdkafka would assign by itself
+            LOG.debug("reading cannot begin: %s", error)
             self._failure, places, offsets = error, {}, {}
         self._known.update({(place.cluster, place.topic): place.topic_id for place in places.values()})
         self.places.update(places)
         self._next.update(offsets)
         self._read(offsets)
+        if self._held:
+            self._hold()
 
     def _read(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Set the offsets with the assignment itself: `seek` fails here and consumption would start at 0."""
@@ -198,6 +248,7 @@ class KafkaSource:
             self._consumer.incremental_unassign([ck.TopicPartition(*key) for key in reading])
         elif reading:
             self._consumer.unassign()
+        self._moved |= bool(reading)
         for key in reading:
             del self.places[key], self._next[key]
         self._keep([packet for packet in self._pending if (packet.topic, packet.partition) in self.places])
@@ -209,9 +260,9 @@ class KafkaSource:
         if wanted is None:
             return self._first(place, low, high)
         if wanted > high:
-            raise StreamError(_beyond(place, wanted, high))
+            raise StreamError(beyond(place, wanted, high))
         if wanted < low:
-            self._expire(Expired(place, wanted, low))
+            self._expire(Gap(place, wanted, low))
         return max(wanted, low)
 
     def _watermarks(self, place: Place) -> tuple[int, int]:
@@ -224,16 +275,19 @@ class KafkaSource:
 
     def _first(self, place: Place, low: int, high: int) -> int:
         if self._reset == "error" and low > 0:
-            self._expire(Expired(place, 0, low))
-        return high if self._reset == "latest" else low
+            self._expire(Gap(place, 0, low))
+        first = high if self._reset == "latest" else low
+        if first:
+            self.gaps.append(Gap(place, 0, first, "before"))
+        return first
 
-    def _expire(self, lost: Expired) -> None:
+    def _expire(self, lost: Gap) -> None:
         place = lost.place
         text = f"{place.topic} [{place.partition}]: Kafka deleted offsets {lost.first} to {lost.end - 1} before they were read"
         if self._reset == "error":
             raise StreamError(text)
         LOG.error("%s; they are lost, going on at %d", text, lost.end)
-        self.expired.append(lost)
+        self.gaps.append(lost)
 
     # What arrives.
 
@@ -262,7 +316,7 @@ class KafkaSource:
         self._trouble.over()
         if message.offset() < self._next.get(key, message.offset() + 1):
             return  # of a partition given back, or fetched before a rewind
-        packet = _packet(message)
+        packet = packet_of(message)
         size = len(packet.value or b"")
         self._next[key] = packet.offset + 1
         self._mean_size += 0.02 * (size - self._mean_size)
@@ -304,10 +358,16 @@ class KafkaSource:
         self._checked = time.monotonic()
         try:
             found = self._cluster.places(self.places)
+            moving = {} if self._held else self._next
+            stuck = self._stuck.look(moving, lambda key: self._watermarks(self.places[key])[1])
         except StreamError as error:
             LOG.debug("topics not checked: %s", error)
             return
         refuse_recreated(found.values(), self._known)
+        if stuck:
+            LOG.warning("%s: there is more, but librdkafka does not fetch it; joining anew", sorted(stuck))
+            self._consumer.close()  # assigning these partitions anew does not help
+            self._join()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -323,27 +383,6 @@ REFUSALS = (
 
 def _keys(partitions: Iterable[ck.TopicPartition]) -> set[TopicPartition]:
     return {(partition.topic, partition.partition) for partition in partitions}
-
-
-def _beyond(place: Place, wanted: int, high: int) -> str:
-    return (
-        f"{place.topic} [{place.partition}]: the archive holds everything before offset {wanted}, but Kafka has only "
-        f"{high} offsets. Its log was cut, or this is another cluster under the same id. Nothing is read; "
-        "use another archive, or a group of topics that fits this one"
-    )
-
-
-def _packet(message: Any) -> Packet:
-    kind, stamp = message.timestamp()
-    return Packet(
-        message.value(),
-        message.topic(),
-        message.partition(),
-        message.offset(),
-        stamp if kind != ck.TIMESTAMP_NOT_AVAILABLE else None,
-        message.key(),
-        tuple(message.headers() or ()),
-    )
 
 
 def _hint_refused(error: ck.KafkaError | None, partitions: list[ck.TopicPartition]) -> None:

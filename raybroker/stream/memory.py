@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from raybroker.alerts import Packet
 from raybroker.errors import StreamError
-from raybroker.stream.packets import MAX_BYTES, Expired, Place, Start, TopicPartition
+from raybroker.stream.packets import MAX_BYTES, Gap, Place, Start, TopicPartition
 
 
 def nothing_known(places: Sequence[Place]) -> Mapping[Place, int]:
@@ -25,7 +25,9 @@ class MemorySource:
         self, packets: Iterable[Packet], start: Start = nothing_known, cluster: str = "memory"
     ) -> None:
         self.places: dict[TopicPartition, Place] = {}
-        self.expired: list[Expired] = []
+        self.gaps: list[Gap] = []
+        self.reached: dict[Place, int] = {}
+        self.paused = False
         self.committed: dict[Place, int] = {}
         self.rewinds = 0
         self.closed = False
@@ -44,11 +46,23 @@ class MemorySource:
         """See `Source`; it never waits."""
         polled: list[Packet] = []
         size = 0
-        while len(polled) < limit and size < max_bytes and (key := self._fullest()):
+        while not self.paused and len(polled) < limit and size < max_bytes and (key := self._fullest()):
             polled.append(self._packets[key][self._taken[key]])
             self._taken[key] += 1
+            self.reached[self.places[key]] = polled[-1].offset + 1
             size += len(polled[-1].value or b"")
         return polled
+
+    def keep(self) -> None:
+        """See `Source`; places never move."""
+
+    def pause(self) -> None:
+        """See `Source`."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """See `Source`."""
+        self.paused = False
 
     def commit(self, positions: Mapping[Place, int]) -> None:
         """See `Source`."""
@@ -75,7 +89,7 @@ class MemorySource:
         self.places |= {(topic, n): Place(self._cluster, topic, topic, n) for topic, n in keys}
         positions = self._start([self.places[key] for key in keys]) if keys else {}
         for key in keys:
-            first = positions.get(self.places[key], 0)
+            first = self.reached[self.places[key]] = positions.get(self.places[key], 0)
             self._taken[key] = sum(packet.offset < first for packet in self._packets[key])
 
     def _left(self, key: TopicPartition) -> int:

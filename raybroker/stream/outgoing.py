@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from raybroker.alerts import Packet
 
-LEFT_OUT = {"cutouts", "segment", "position", "outcome", "reason", "stored", "published"}
+LEFT_OUT = {"cutouts", "segment", "position", "outcome", "reason", "stored", "published", "origin"}
 PRIMITIVES = {
     pa.bool_(): "boolean",
     pa.int8(): "int",
@@ -82,6 +82,7 @@ def _type(kind: pa.DataType, path: str) -> Any:
     return PRIMITIVES[kind]
 
 
+@cache
 def _name(name: str) -> str:
     """An Avro name: letters, digits and underscores ('SN Ia' becomes 'SN_Ia')."""
     clean = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)

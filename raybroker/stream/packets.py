@@ -29,12 +29,17 @@ class Place(NamedTuple):
         return f"{self.cluster}/{self.topic_id}/{self.partition}"
 
 
-class Expired(NamedTuple):
-    """Offsets `first <= offset < end` that Kafka deleted before they were read: the only permitted loss."""
+class Gap(NamedTuple):
+    """Offsets `first <= offset < end` that give no packet, and why.
+
+    'expired': Kafka deleted them before they were read, the only permitted loss. 'before': they come before the place
+    where reading began. 'no record': a transaction's marker, an aborted or a compacted record.
+    """
 
     place: Place
     first: int
     end: int
+    kind: str = "expired"
 
 
 Start = Callable[[Sequence[Place]], Mapping[Place, int]]
@@ -49,14 +54,31 @@ class Source(Protocol):
         """The places assigned now; it changes only during `poll` and `rewind`."""
 
     @property
-    def expired(self) -> list[Expired]:
-        """What was lost before it was read, as it is met; whoever accounts for it clears the list."""
+    def gaps(self) -> list[Gap]:
+        """What was skipped ('expired' or 'before'), as it is met; whoever accounts for it takes it off the list."""
+
+    @property
+    def reached(self) -> Mapping[Place, int]:
+        """How far each place was read by the last `poll`: every offset before it was given since the last `start`, or
+        is in `gaps`, or holds no record."""
 
     def poll(self, limit: int, seconds: float, max_bytes: int = MAX_BYTES) -> list[Packet]:
         """What arrives within `seconds`, or earlier once `limit` packets or `max_bytes` are reached; [] if nothing.
 
         Raises StreamError where the stream is not what the archive says it must be; after `rewind` it tries again.
         """
+
+    def keep(self) -> None:
+        """Called from within a long turn: stay a member of the group, without taking packets.
+
+        Raises FencedError where places that the last `poll` read have moved: the turn is to be dropped.
+        """
+
+    def pause(self) -> None:
+        """From now on `poll` waits and gives nothing, but the places stay ours; until `resume`."""
+
+    def resume(self) -> None:
+        """Give packets again."""
 
     def commit(self, positions: Mapping[Place, int]) -> None:
         """Tell the stream, as a hint for lag monitors, what the archive holds; it never waits and never raises."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from raybroker.alerts import Packet
 from raybroker.errors import StreamError
-from raybroker.stream.packets import MAX_BYTES, Expired, Place, Start, TopicPartition
+from raybroker.stream.packets import MAX_BYTES, Gap, Place, Start, TopicPartition
 
 SUFFIXES = (".avro", ".bin")
 TARBALLS = (".tar", ".tar.gz", ".tgz")
@@ -135,7 +135,9 @@ class ReplaySource:
         self.places: dict[TopicPartition, Place] = {
             key: Place("replay", key[0], identity, key[1]) for key in keys
         }
-        self.expired: list[Expired] = []
+        self.gaps: list[Gap] = []
+        self.reached: dict[Place, int] = {}
+        self._paused = False
         self._topic = topic
         self._started: float | None = None
         self.rewind()
@@ -145,12 +147,16 @@ class ReplaySource:
         deadline = self._clock() + seconds
         polled: list[Packet] = []
         size = 0
+        if self._paused:
+            self._sleep(seconds)
+            return polled
         while len(polled) < limit and size < max_bytes and not (polled and self.end_reached()):
             packet = self._due(deadline)
             if packet is None:
                 break
             polled.append(replace(packet, timestamp_ms=int(time.time() * 1000)))
             size += len(packet.value or b"")
+            self.reached[self.places[packet.topic, packet.partition]] = packet.offset + 1
             if self._clock() > deadline:
                 break
         return polled
@@ -170,6 +176,17 @@ class ReplaySource:
             self._started = self._clock() - self._pace(i)
         return self._started + self._pace(i)
 
+    def keep(self) -> None:
+        """See `Source`; places never move."""
+
+    def pause(self) -> None:
+        """See `Source`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """See `Source`."""
+        self._paused = False
+
     def commit(self, positions: Mapping[Place, int]) -> None:
         """See `Source`; nobody listens."""
 
@@ -184,7 +201,8 @@ class ReplaySource:
     def rewind(self) -> None:
         """See `Source`; the file is read again from its beginning, the pace goes on."""
         positions = self._start(list(self.places.values()))
-        first = {n: positions.get(place, 0) for (_, n), place in self.places.items()}
+        self.reached = {place: positions.get(place, 0) for place in self.places.values()}
+        first = {n: self.reached[place] for (_, n), place in self.places.items()}
         self._left = self._numbered(first)
         self._head = next(self._left, None)
 

@@ -1,5 +1,6 @@
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,12 +10,14 @@ import pytest
 from raybroker import alerts
 from raybroker.alerts import Packet
 from raybroker.archive import compact, provenance, segments
+from raybroker.archive.events import EventLog
 from raybroker.archive.lookup import Lookup
 from raybroker.cluster import worker as module
 from raybroker.filters.where import where
 from raybroker.scores.online import score
 from raybroker.step import enrich, filter
-from raybroker.stream.memory import MemorySink
+from raybroker.stream.memory import MemorySink, MemorySource
+from raybroker.stream.packets import Gap, Place
 from tests.cluster.worlds import TOPIC, pipeline, placed, worker
 
 NIGHT = "public_20181129"
@@ -234,3 +237,90 @@ def test_a_partition_that_comes_back_is_known_with_what_another_worker_read_of_i
     worker(tmp_path, again).turn(limit=20)
     first.source.rewind()
     assert first.turn().outcomes == {"duplicate": 5}
+
+
+def test_an_alert_in_two_partitions_is_kept_twice_and_read_once(tmp_path: Path, packets) -> None:  # type: ignore[no-untyped-def]
+    one = next(row for row in _turned(worker(tmp_path / "first", packets)) if row["outcome"] == "scored")
+    packet = next(p for p in packets if (p.partition, p.offset) == (one["partition"], one["offset"]))
+    given = [replace(packet, partition=n, offset=0) for n in (0, 1)]
+    rows = _turned(worker(tmp_path, given))
+    assert [row["outcome"] for row in rows] == ["scored", "scored"]  # no partition knows of the other
+    lookup = Lookup(tmp_path)
+    assert len(lookup.object(one["object_id"])) == 1
+    assert lookup.alert(one["alert_id"])["partition"] == rows[0]["partition"]
+    for row in rows:
+        assert segments.read(tmp_path / "ztf", row["segment"], row["position"]).value == packet.value
+
+
+def test_offsets_that_hold_no_packet_are_noted_once_and_only_where_there_are_any(
+    tmp_path: Path, packets
+) -> None:  # type: ignore[no-untyped-def]
+    given = [replace(packet, partition=0, offset=i + 3 * (i >= 10)) for i, packet in enumerate(packets[:20])]
+    made = worker(tmp_path, given)
+    assert made.turn(limit=10).no_record == 0
+    assert not (tmp_path / "gaps").exists()
+    report = made.turn()
+    assert (report.no_record, report.expired, report.alerts) == (3, 0, 10)
+    (event,) = EventLog(tmp_path, "gaps").read().to_pylist()
+    assert (event["first"], event["end"], event["kind"]) == (10, 13, "no record")
+    assert event["event_id"] == f"memory/{TOPIC}/0/10-13/no record"
+
+
+def test_what_the_source_skipped_is_noted_with_its_reason_and_counted_when_it_is_archived(
+    tmp_path: Path, packets
+) -> None:  # type: ignore[no-untyped-def]
+    made = worker(
+        tmp_path, [replace(packet, partition=0, offset=i + 7) for i, packet in enumerate(packets[:5])]
+    )
+    (place,) = made.source.places.values()
+    elsewhere = Gap(Place("c", "another", "another", 0), 0, 9)
+    made.source.gaps += [Gap(place, 0, 4, "before"), Gap(place, 4, 6), elsewhere]
+    report = made.turn()
+    assert (report.expired, report.no_record) == (2, 1)
+    kinds = {(row["first"], row["end"]): row["kind"] for row in EventLog(tmp_path, "gaps").read().to_pylist()}
+    assert kinds == {(0, 4): "before", (4, 6): "expired", (6, 7): "no record"}
+    assert made.source.gaps == [elsewhere]  # of a place that this turn did not move
+
+
+def test_a_partition_without_packets_has_its_position_from_the_first_turn_on(tmp_path: Path, packets) -> None:  # type: ignore[no-untyped-def]
+    made = worker(tmp_path, packets[:4])
+    empty = Place("memory", "quiet", "quiet", 0)
+    made.source.places["quiet", 0] = empty
+    made.source._taken["quiet", 0] = 0
+    made.source.reached[empty] = 5
+    made.books.start([empty])
+    made.turn()
+    assert made.books.table.positions([empty.app_id]) == {empty.app_id: 5}
+    before = made.books.table.read(["offset"])[1]
+    made.turn()
+    assert made.books.table.read(["offset"])[1] == before  # nothing moved: no commit
+
+
+def test_only_what_a_place_itself_left_unsent_is_sent_again(
+    tmp_path: Path, packets, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    made, sink = pipeline(where("positive", "flux > 0")), MemorySink()
+
+    def reading(given: list[Packet], cluster: str) -> module.Worker:
+        one = worker(tmp_path, [], made, sink)
+        one.source = MemorySource(given, one.books.start, cluster)  # another cluster: as a topic made again
+        return one
+
+    old = reading(placed(packets[:200], partitions=1), "old")
+    old.turn()
+    sent = len(sink.written["raybroker.positive"])
+    victim = reading(placed(packets[200:400], partitions=1), "new")
+    victim.turn(limit=50)
+    with monkeypatch.context() as dying:
+        dying.setattr(victim.books, "route", _die)
+        with pytest.raises(MemoryError):
+            victim.turn(limit=50)
+    reading(placed(packets[200:400], partitions=1), "new")
+    rows = rows_of(old)
+    passed = sum(bool(row["positive"]) for row in rows)
+    assert len(rows) == 300
+    assert len(sink.written["raybroker.positive"]) == passed > sent
+
+
+def _die(*arguments: object, **options: object) -> None:
+    raise MemoryError("killed")

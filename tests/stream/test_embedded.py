@@ -66,7 +66,7 @@ def test_nothing_is_lost_at_three_times_the_retention() -> None:
         positions.close()
     assert low > 0  # the retention was at work
     assert sorted(int(packet.key or b"-1") for packet in got) == list(range(count))
-    assert source.expired == []
+    assert source.gaps == []
 
 
 def send(producer: PacedProducer, count: int) -> None:
