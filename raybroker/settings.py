@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from raybroker.errors import SettingsError, did_you_mean
+from raybroker.places import ObjectUrl, place
 
 SurveyName = Literal["ztf", "rubin", "fink"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -51,8 +52,11 @@ class Table(BaseModel):
 class ArchiveSettings(Table):
     """Where everything is kept."""
 
-    root: Path = Path("raybroker-data")
+    root: Annotated[Path | ObjectUrl, BeforeValidator(place)] = Path(
+        "raybroker-data"
+    )  # or s3://bucket/prefix
     live_files: Count = 500  # compaction keeps each table below this
+    cache: Path | None = None  # object stores: each machine's folder for catalogues; null: ~/.cache/raybroker
 
 
 class SurveySettings(Table):
@@ -62,11 +66,24 @@ class SurveySettings(Table):
     topics: list[str] = []  # empty: the survey's own; '^' starts a regular expression
     group: str = "raybroker"
     workers: Count = 2
+    most_workers: Count | None = None  # more come with the load, up to so many; None: always `workers`
+    hold_minutes: Positive = 90.0  # for so long nobody leaves who was needed
     kafka: Options = {}  # more librdkafka options, such as security.protocol
     schemas: Path | None = None  # rubin: a folder of .avsc files
     registry: str = ""  # rubin: the URL of a Schema Registry
     accept_recreated: list[str] = []  # topics that were deleted and made again: read from their new beginning
     from_start: bool = True  # of a topic never read before: from its oldest packet, not from now
+
+    @property
+    def most(self) -> int:
+        """The most workers that there may be."""
+        return self.most_workers or self.workers
+
+    @model_validator(mode="after")
+    def _room_to_grow(self) -> SurveySettings:
+        if self.most < self.workers:
+            raise ValueError(f"most_workers = {self.most_workers} is below workers = {self.workers}")
+        return self
 
 
 class TurnSettings(Table):
@@ -251,6 +268,20 @@ class ServiceSettings(Table):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     nights: Count = 3  # kept in memory; older ones are read from the archive
     rows: Count = 300_000
+    requests: Count = 64  # that one replica works on or lets wait; the next is answered with 429
+    replicas: Count = 1
+    most_replicas: Count | None = None  # more come with the load, up to so many; None: always `replicas`
+
+    @property
+    def most(self) -> int:
+        """The most replicas that there may be."""
+        return self.most_replicas or self.replicas
+
+    @model_validator(mode="after")
+    def _room_to_grow(self) -> ServiceSettings:
+        if self.most < self.replicas:
+            raise ValueError(f"most_replicas = {self.most_replicas} is below replicas = {self.replicas}")
+        return self
 
 
 class RaySettings(Table):

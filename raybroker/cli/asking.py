@@ -1,18 +1,18 @@
-"""The service's HTTP API from the command line, and `raybroker status`."""
+"""The service's HTTP API from the command line, and the counts that `raybroker status` shows."""
 
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.markup import escape
 from rich.table import Table
 
-from raybroker import settings as settings_file
+from raybroker.archive import store
 from raybroker.archive.lookup import Lookup
 from raybroker.errors import RaybrokerError, SettingsError, UnknownError
+from raybroker.places import Place
 from raybroker.service.view import OUTCOMES, counts
 
 
@@ -46,11 +46,22 @@ class Client:
         """The JSON that a DELETE gives."""
         return self._answer(lambda: self._http.delete(path))
 
-    def _answer(self, ask: Any) -> Any:
+    def problems(self) -> list[str]:
+        """What `GET /health` says is wrong; then it answers 503, which is no error here."""
+        response = self._response(lambda: self._http.get("/health"))
         try:
-            response = ask()
+            return list(response.json()["problems"])
+        except (ValueError, KeyError):  # somebody before the service says it, such as a proxy
+            return [_message(response)]
+
+    def _response(self, ask: Any) -> httpx.Response:
+        try:
+            return ask()
         except httpx.TransportError as error:
             raise SilentError(f"nothing answers at {self.url} ({error}); is `raybroker run` on?") from None
+
+    def _answer(self, ask: Any) -> Any:
+        response = self._response(ask)
         if response.is_error:
             kind = TakenError if response.status_code == 409 else RaybrokerError
             raise kind(_message(response))
@@ -101,20 +112,10 @@ def _message(response: httpx.Response) -> str:
     return f"{said} (HTTP {response.status_code})"
 
 
-def status(url: str, settings: Path) -> dict[str, Any]:
-    """What the service says, or if it does not answer, what the archive holds."""
-    try:
-        return dict(Client(url).get("/status"))
-    except RaybrokerError:
-        if not settings.exists():
-            raise
-    return archived(settings_file.load(settings).archive.root)
-
-
-def archived(root: Path) -> dict[str, Any]:
+def archived(root: Place) -> dict[str, Any]:
     """The same counts by survey, outcome and reason, read from the archive."""
     lookup = Lookup(root)
-    names = lookup.surveys() if root.exists() else []
+    names = lookup.surveys() if store.exists(root) else []
     if not names:
         raise UnknownError(f"nothing runs, and the archive at {root} is empty")
     totals = {

@@ -8,6 +8,7 @@ import httpx
 from rich.table import Table
 
 from raybroker import surveys
+from raybroker.archive import store
 from raybroker.cluster import assemble
 from raybroker.errors import RaybrokerError
 from raybroker.settings import TOKENS_VARIABLE, Settings, tokens
@@ -72,10 +73,7 @@ def _stream(settings: Settings, name: str) -> str:
 
 def _archive(settings: Settings) -> str:
     root = settings.archive.root
-    root.mkdir(parents=True, exist_ok=True)
-    probe = root / ".check"
-    probe.write_bytes(b"")
-    probe.unlink()
+    store.check(root)
     return f"{root} can be written"
 
 

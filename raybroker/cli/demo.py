@@ -113,7 +113,7 @@ def _disk(night: Night, wish: Wish) -> str:
 def _work(
     settings: Settings, night: Night, wish: Wish, write: Any, stopped: Callable[[], bool], console: Console
 ) -> None:
-    with running.working(settings, local=False, serve=True, console=console) as crew:
+    with running.working(settings, False, True, console, wait=True) as crew:
         stopped.listen()
         client = Client(_url(settings), _token())
         console.print(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from raybroker import settings as settings_file
+from raybroker.archive import store
 from raybroker.archive.events import EventLog, dicts
 from raybroker.archive.lookup import Lookup
 from raybroker.cli.asking import Client, SilentError
@@ -103,7 +104,7 @@ def door(url: str, token: str, settings: Path, console: Console, write: bool = T
         if not settings.exists():
             raise RaybrokerError(f"{error}; without it, --settings must name the archive") from None
     loaded = settings_file.load(settings)
-    if not loaded.archive.root.exists():
+    if not store.exists(loaded.archive.root):
         raise UnknownError(f"nothing answers at {url}, and there is no archive at {loaded.archive.root}")
     who = settings_file.tokens().get(token) or getpass.getuser()
     doing = f"labels go straight into the archive as {who}'s" if write else "labels are read from the archive"

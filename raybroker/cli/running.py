@@ -7,26 +7,26 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from raybroker.archive import compact
-from raybroker.cluster import assemble
-from raybroker.cluster.heartbeat import Heartbeat
 from raybroker.cluster.tally import Tally
-from raybroker.cluster.worker import Report
 from raybroker.errors import SettingsError
 from raybroker.settings import Settings
-from raybroker.stream.kafka import reach
 
+if TYPE_CHECKING:
+    from raybroker.cluster.heartbeat import Heartbeat
+    from raybroker.cluster.worker import Report
+
+# What is heavy is imported where it is used: Ray starts meanwhile.
 COMPACT_SECONDS = 60.0
 BEAT_SECONDS = 1.0
 LOG_SECONDS = 10.0
@@ -41,22 +41,29 @@ class Crew(Protocol):
 
     def step(self, seconds: float = 0.2) -> list[Report]: ...
     def drained(self) -> bool: ...
-    def stop(self, seconds: float = 8.0) -> list[Report]: ...
+    def told(self) -> dict[str, Any]: ...
+    def stop(self, seconds: float = 6.0) -> list[Report]: ...
 
 
-def run(settings: Settings, once: bool, local: bool, console: Console, report: Path | None = None) -> None:
+def run(
+    settings: Settings,
+    once: bool,
+    local: bool,
+    console: Console,
+    report: Path | None = None,
+    service: bool = True,
+) -> None:
     """Everything that the settings ask for; `report` is a file that always holds the totals, as JSON."""
     if not settings.surveys:
         raise SettingsError(
             "surveys: no survey is configured; `raybroker init ztf` writes a settings file with one"
         )
-    assemble.check(settings)
-    for name in settings.surveys:
-        assemble.table(settings, assemble.pipeline(settings, name))
-    if once:
-        _reach(settings)
-    with stop_signal() as stopped, working(settings, local, serve=not once, console=console) as crew:
-        stopped.listen()
+    with (
+        stop_signal() as stopped,
+        working(settings, local, service and not once, console, patient=once, heard=stopped.listen) as crew,
+    ):
+        from raybroker.cluster.heartbeat import Heartbeat
+
         watch = Watch(console, Heartbeat(settings.archive.root), report)
         follow(crew, console, lambda: stopped() or (once and crew.drained()), watch)
     if report is not None:
@@ -64,58 +71,51 @@ def run(settings: Settings, once: bool, local: bool, console: Console, report: P
     console.print(summary(crew.tally))
 
 
+def _prepare(settings: Settings, reach_kafka: bool) -> None:
+    """Say what is wrong with the settings, and put the tables in place, before anybody works."""
+    from raybroker.cluster import assemble
+
+    for made in assemble.check_plans(settings).values():
+        assemble.table(settings, made)
+    if reach_kafka:
+        _reach(settings)
+
+
 def _reach(settings: Settings) -> None:
     """A run for cron does not wait for a Kafka that is away: StreamError says so."""
+    from raybroker.cluster import assemble
+    from raybroker.stream.kafka import reach
+
     for own in settings.surveys.values():
         if not own.servers.startswith(assemble.REPLAY):
             reach(own.servers, own.kafka)
 
 
 @contextmanager
-def working(settings: Settings, local: bool, serve: bool, console: Console) -> Iterator[Crew]:
-    """Crew and service, started and, at the end, stopped in order."""
+def working(
+    settings: Settings,
+    local: bool,
+    serve: bool,
+    console: Console,
+    patient: bool = False,
+    wait: bool = False,
+    heard: Callable[[], None] = lambda: None,
+) -> Iterator[Crew]:
+    """Crew and service, started and, at the end, stopped in order. On Ray the workers go first: the service starts
+    beside them, once they are ready; with `wait` it is there when the context opens. `patient`: Kafka must be there.
+    `heard` takes the signals back from Ray."""
+    from raybroker.cli.starting import Serving, started
+
     compacting = Compacting(settings)
-    with _crew(settings, local, console) as crew, _service(settings, local, serve, console), compacting:
-        try:
-            yield crew
-        finally:
-            crew.stop()
-
-
-@contextmanager
-def _crew(settings: Settings, local: bool, console: Console) -> Iterator[Crew]:
-    if local:
-        from raybroker.cluster.single import Single
-
-        yield Single(settings)
-        return
-    from raybroker.cluster import supervisor
-
-    workers = sum(own.workers for own in settings.surveys.values())
-    console.print(
-        f"starting Ray, {workers} worker{'s' if workers > 1 else ''}, and the trainer (up to a minute)"
-    )
-    supervisor.start_ray(settings)
-    try:
-        yield supervisor.Supervisor(settings)
-    finally:
-        supervisor.stop_ray()
-
-
-@contextmanager
-def _service(settings: Settings, local: bool, serve: bool, console: Console) -> Iterator[None]:
-    if not serve:
-        yield
-        return
-    if local:
-        from raybroker.service.server import in_thread as start
-    else:
-        from raybroker.cluster.serve import started as start
-    with start(settings) as url:
-        if not url.endswith(f":{settings.service.port}"):
-            console.print(f"[yellow]port {settings.service.port} is taken[/]")
-        console.print(f"serving at [bold]{url}[/] (API: {url}/docs)")
-        yield
+    with started(settings, local, console, lambda: _prepare(settings, patient), heard) as crew, compacting:
+        serving = Serving(settings, local, console, crew) if serve else nullcontext()
+        with serving as service:
+            try:
+                if service and (wait or local):
+                    service.wait()
+                yield crew
+            finally:
+                crew.stop()
 
 
 class Compacting:
@@ -135,6 +135,8 @@ class Compacting:
         self._thread.join(5.0)
 
     def _work(self) -> None:
+        from raybroker.archive import compact
+
         processes = multiprocessing.get_context("spawn")  # a fork of a process with Ray's threads may hang
         while not self._stop.wait(COMPACT_SECONDS):
             process = processes.Process(target=compact.compact_aside, args=(self.root,), daemon=True)
@@ -176,6 +178,7 @@ class Watch:
             self.beaten = now
             self._beat(crew)
             line = crew.tally.line({name: number for name, (number, _) in crew.snapshots.items()})
+            line += resting(crew.told().get("seats", {}))
             if self.console.is_terminal:
                 status.update(line)
             elif now - self.printed >= LOG_SECONDS:
@@ -189,10 +192,24 @@ class Watch:
             "alerts_per_second": tally.rate(),
             "turns": tally.turns,
             "deaths": tally.deaths,
+            "numbers": tally.gauges.told(),
+            "lags": dict(tally.lags),
+            **crew.told(),
         }
         self.heartbeat.beat({**told, "workers": sorted(tally.lags), "troubles": crew.troubles})
         if self.report is not None:
             write_report(tally, self.report)
+
+
+def resting(seats: Mapping[str, Mapping[str, Any]]) -> str:
+    """The end of the progress line: who does not work, and why."""
+    told = ""
+    for name, seat in seats.items():
+        if deaths := seat["deaths_in_a_row"]:
+            told += f" · {name}: {deaths} death{'s' if deaths > 1 else ''} in a row, {seat['state']}"
+        elif seat["state"].startswith("waits"):
+            told += f" · {name} {seat['state']}"
+    return told
 
 
 def write_report(tally: Tally, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from enum import StrEnum
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from raybroker import settings as settings_file
 from raybroker.cli.template import template
+from raybroker.cluster import logs
 from raybroker.errors import RaybrokerError, SettingsError
 
 app = typer.Typer(
@@ -77,6 +77,7 @@ def run(
         Path | None,
         typer.Option(help="keep the totals, and the seconds by stage, in this file as JSON, once a second"),
     ] = None,
+    service: Annotated[bool, typer.Option(help="serve the API and the page too")] = True,
 ) -> None:
     """Run against the Kafka in the settings, until Ctrl-C."""
     from raybroker.cli import running
@@ -84,7 +85,7 @@ def run(
     loaded = settings_file.load(settings)
     if address:
         loaded = loaded.model_copy(update={"ray": loaded.ray.model_copy(update={"address": address})})
-    running.run(loaded, once=once, local=local, console=out, report=report)
+    running.run(loaded, once=once, local=local, console=out, report=report, service=service)
 
 
 @app.command()
@@ -137,11 +138,55 @@ def simulate(
 
 
 @app.command()
-def status(settings: SettingsPath = SETTINGS, url: Url = DEFAULT_URL) -> None:
-    """What was received and what became of it, by survey."""
-    from raybroker.cli import asking
+def status(
+    settings: SettingsPath = SETTINGS,
+    url: Url = DEFAULT_URL,
+    watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
+    json: Annotated[bool, typer.Option("--json", help="all of it, as JSON")] = False,
+) -> None:
+    """How it goes: rates, lag, outcomes, stages, models, archive and troubles. Where nothing answers: the archive's."""
+    from raybroker.cli import watching
 
-    out.print(asking.status_table(asking.status(url, settings)))
+    watching.show(lambda: watching.look(url, settings), out, watch, json)
+
+
+@app.command()
+def audit(
+    survey: Annotated[str, typer.Option(help="one survey of the settings; default: all")] = "",
+    night: Annotated[int | None, typer.Option(help="the counts of one night, YYYYMMDD")] = None,
+    kafka: Annotated[bool, typer.Option(help="compare with what Kafka still has")] = True,
+    json: Annotated[bool, typer.Option("--json", help="all of it, as JSON")] = False,
+    settings: SettingsPath = SETTINGS,
+) -> None:
+    """Prove that each offset read is exactly one thing: scored, rejected, ..., expired. Status 1 where one is not."""
+    from raybroker.cli import auditing
+
+    loaded = settings_file.load(settings)
+    found = auditing.looked(loaded, survey, kafka)
+    auditing.note(loaded, survey, found)
+    if json:
+        typer.echo(auditing.as_json(found, night))
+    else:
+        auditing.show(found, out, night)
+    if found.wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reprocess(
+    survey: Annotated[str, typer.Argument(help="a survey of the settings")],
+    first: Annotated[int, typer.Argument(help="the first night, YYYYMMDD")],
+    last: Annotated[int, typer.Argument(help="the last night; default: the first")] = 0,
+    step: Annotated[list[str], typer.Option(help="repeatable; default: all of the plan but cuts")] = [],  # noqa: B006
+    address: Annotated[str, typer.Option(help="an existing Ray cluster")] = "",
+    settings: SettingsPath = SETTINGS,
+) -> None:
+    """Compute steps of stored alerts again: rows of `annotations`. Status 1 where a value could not be had."""
+    from raybroker.cli import reprocessing
+
+    wish = reprocessing.wish(survey, first, last, step)
+    if reprocessing.run(settings_file.load(settings), wish, address, out, err):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -232,6 +277,9 @@ def evaluate(
     delay: Annotated[float, typer.Option(help="days until a label comes")] = 14.0,
     never: Annotated[float, typer.Option(help="share of the objects whose labels never come")] = 0.0,
     thinning: Annotated[float, typer.Option(help="days between two labels of an object")] = 5.0,
+    history: Annotated[
+        float, typer.Option(help="days of light curve in an alert, where the table has light curves")
+    ] = 30.0,
     share: Annotated[float, typer.Option(help="use a random share of the objects")] = 1.0,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="control: deal the labels out anew")] = False,
     strategy: Annotated[
@@ -268,9 +316,9 @@ def problem(error: Exception) -> int:
 
 def main(arguments: list[str] | None = None) -> Any:
     """The program: `RaybrokerError`s become messages, everything else is ours to mend and shows its trace."""
-    logging.basicConfig(level=os.environ.get("RAYBROKER_LOG", "WARNING"), format="%(levelname)s %(message)s")
     sys.path.insert(0, os.getcwd())  # for strategies and models of one's own, as `python -m` does
     try:
+        logs.configure()
         app(arguments)
     except RaybrokerError as error:
         sys.exit(problem(error))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybroker import surveys
-from raybroker.archive import provenance
-from raybroker.archive.events import known_topics
+from raybroker.archive import provenance, store
+from raybroker.archive.events import EventLog, dicts, known_topics
 from raybroker.archive.table import AlertsTable, row_schema
+from raybroker.cluster import catalogues
 from raybroker.cluster.worker import Books, Worker
 from raybroker.crossmatch import cds, local
 from raybroker.errors import SettingsError, did_you_mean
@@ -17,6 +19,7 @@ from raybroker.filters import where
 from raybroker.learning import compiled
 from raybroker.learning.registry import Registry
 from raybroker.pipeline import Pipeline, plan
+from raybroker.places import Place
 from raybroker.scores import online
 from raybroker.settings import ModelSettings, Settings, SurveySettings
 from raybroker.step import Step, discover
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from raybroker.cluster.trainer import Trainer
 
 # What learns is imported where it is built: River and scikit-learn take 120 MB and seconds, in every worker too.
+log = logging.getLogger("raybroker")
+
 REPLAY = "replay:"
 
 
@@ -67,12 +72,10 @@ def _written(settings: Settings) -> list[Step]:
 
 
 def catalogue(settings: Settings, name: str) -> Step:
-    """The crossmatch of one catalogue, which is sorted into the archive's folder the first time."""
+    """The crossmatch of one catalogue, which is sorted into the archive the first time."""
     own = settings.catalogues[name]
-    if not own.file.exists():
-        raise SettingsError(f"catalogues.{name}.file = '{own.file}': there is no such file")
-    prepared = local.prepared(own.file, settings.archive.root / "catalogues", ra=own.ra, dec=own.dec)
-    return local.step(name, prepared, radius_arcsec=own.radius_arcsec, columns=tuple(own.columns))
+    file = catalogues.sorted_file(settings, name)
+    return local.step(name, file, radius_arcsec=own.radius_arcsec, columns=tuple(own.columns))
 
 
 def pipeline(settings: Settings, name: str) -> Pipeline:
@@ -102,7 +105,8 @@ def worker(settings: Settings, name: str, index: int) -> tuple[Worker, Models]:
     made = pipeline(settings, name)
     own = settings.surveys[name]  # type: ignore[index]
     books = Books(table(settings, made), sink(settings, name), topics(settings, made))
-    source = open_source(own, survey(settings, name), books, settings.archive.root)
+    longest = settings.turn.seconds + settings.turn.deadline_seconds
+    source = open_source(own, survey(settings, name), books, settings.archive.root, longest)
     return Worker(survey(settings, name), made, source, books, settings.turn), Models(settings.archive.root)
 
 
@@ -114,8 +118,13 @@ def sink(settings: Settings, name: str) -> Sink | None:
     return KafkaSink(own.servers, own.kafka, prefix=f"raybroker/{name}/", transactions=own.transactions)
 
 
-def open_source(own: SurveySettings, survey: Survey, books: Books, root: Path) -> Source:
-    """Kafka, or for `servers = "replay:PATH"` the packets of a file, without any Kafka."""
+def open_source(
+    own: SurveySettings, survey: Survey, books: Books, root: Place, longest_turn: float = 60.0
+) -> Source:
+    """Kafka, or for `servers = "replay:PATH"` the packets of a file, without any Kafka.
+
+    The group waits longer for a member than its longest turn (in seconds), and never less than five minutes.
+    """
     if own.servers.startswith(REPLAY):
         if own.workers > 1:
             raise SettingsError(
@@ -128,7 +137,11 @@ def open_source(own: SurveySettings, survey: Survey, books: Books, root: Path) -
         for row in seen
         if row["topic"] not in own.accept_recreated
     }
-    options = {"auto.offset.reset": "earliest" if own.from_start else "latest", **own.kafka}
+    options = {
+        "auto.offset.reset": "earliest" if own.from_start else "latest",
+        "max.poll.interval.ms": str(max(300_000, int(2_000 * longest_turn))),
+        **own.kafka,
+    }
     return KafkaSource(own.servers, own.topics or survey.topics, own.group, books.start, options, known)
 
 
@@ -190,19 +203,29 @@ def _columns(
 
 def check(settings: Settings) -> None:
     """Build every plan and every model once, here, so that a wrong setting is said before anything starts."""
-    from raybroker.cluster import catalogue_labels
     from raybroker.cluster.pupil import Pupil
 
-    catalogue_labels.check(settings)
-    for name in settings.surveys:
-        pipeline(settings, name)
+    check_plans(settings)
     for name, own in settings.models.items():
-        _check_raw(name, own, settings.labels.classes)
         try:
             Pupil(name, own, ("a",), settings.labels)
         except (ValueError, SettingsError) as error:
             raise SettingsError(f"models.{name}: {error}") from None
     pupils(settings)
+
+
+def check_plans(settings: Settings) -> dict[str, Pipeline]:
+    """What of it needs nothing that learns (River alone takes seconds to import); the pipeline of each survey."""
+    from raybroker.cluster import catalogue_labels
+
+    catalogue_labels.check(settings)
+    store.check(settings.archive.root)
+    registry(settings)
+    types = {step.name: step.gives for step in steps(settings)} if settings.models else {}
+    for name, own in settings.models.items():
+        _check_raw(name, own, settings.labels.classes)
+        _columns(name, own, types)
+    return {str(name): pipeline(settings, name) for name in settings.surveys}
 
 
 def _check_raw(name: str, own: ModelSettings, classes: Sequence[str]) -> None:
@@ -226,13 +249,47 @@ def registry(settings: Settings) -> Registry | None:
         return None
     if own.tracking_uri:
         return Registry(own.tracking_uri, own.experiment)
+    if not isinstance(settings.archive.root, Path):
+        raise SettingsError(
+            f"mlflow.tracking_uri is empty, and the archive at {settings.archive.root} has no folder for SQLite: give "
+            "the address of an MLflow server, or set mlflow.enabled = false"
+        )
     return Registry.local(settings.archive.root, own.experiment)
+
+
+def standing(settings: Settings) -> dict[str, tuple[int, str]]:
+    """The newest snapshot of each model, number and digest: workers score with it while the trainer is still starting.
+
+    Of a model whose settings changed since there is none: what was stored gives other classes, or takes columns that
+    it no longer gets.
+    """
+    if not settings.models:
+        return {}
+    names = ["model", "number", "digest"]
+    rows = sorted(
+        dicts(EventLog(settings.archive.root, "snapshots").read(names)), key=lambda row: row["number"]
+    )
+    found = {row["model"]: (row["number"], row["digest"]) for row in rows if row["model"] in settings.models}
+    types = {step.name: step.gives for step in steps(settings)} if found else {}
+    return {name: newest for name, newest in found.items() if _fits(settings, name, newest[1], types)}
+
+
+def _fits(settings: Settings, name: str, digest: str, types: Mapping[str, Any]) -> bool:
+    """Whether a stored model takes what a model of these settings gets, and gives its classes."""
+    try:
+        model = Models(settings.archive.root).load(digest)
+    except Exception as error:  # whatever a class that is no more may raise: the trainer makes another
+        log.warning("the newest snapshot of %s cannot be used: %s", name, error)
+        return False
+    own, challengers = _columns(name, settings.models[name], types)
+    known = {*own, *(path for paths in challengers.values() for path in paths)}
+    return list(model.classes) == settings.models[name].classes and known.issuperset(model.columns)
 
 
 class Models:
     """The models that a worker has loaded: only by digest, only from our own store."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self.root = root
         self.loaded: dict[str, int] = {}
 

@@ -11,18 +11,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raybroker.archive import provenance, segments
+from raybroker.archive import delta, provenance, segments
 from raybroker.archive.lookup import Lookup
 from raybroker.cluster.plans import differences, upstream
 from raybroker.errors import RaybrokerError, SettingsError, UnknownError, did_you_mean
 from raybroker.learning.compiled import Floats, matrix, restore
 from raybroker.pipeline import Pipeline
+from raybroker.places import Place
 from raybroker.scores.online import SNAPSHOT, feature_digest, features_table
 from raybroker.surveys import Survey
 
@@ -75,7 +75,7 @@ class Explanation:
     effects: tuple[Effect, ...] = ()  # those that moved it most first
 
 
-def explain(root: Path, parts: Parts, alert_id: str, model: str = "") -> Explanation:
+def explain(root: Place, parts: Parts, alert_id: str, model: str = "") -> Explanation:
     """Find the score of an alert again. `model` may be left out where the alert has one score.
 
     UnknownError for an alert that is not archived or a model that it has no score of; whatever else is missing or
@@ -106,7 +106,7 @@ def explain(root: Path, parts: Parts, alert_id: str, model: str = "") -> Explana
         return replace(told, reproduced=False, sentence=sentence, differences=untold)
 
 
-def _plan(root: Path, digest: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _plan(root: Place, digest: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The stored plan; where it is lost or damaged, an empty one and what is wrong."""
     try:
         return provenance.load(root, digest), ()
@@ -171,7 +171,7 @@ def _found_again(
 def _snapshot(lookup: Lookup, model: str, number: int) -> dict[str, Any]:
     """The snapshot's row."""
     lost = UnknownError(f"snapshot {number} of {model} is not recorded in {lookup.root / 'snapshots'}")
-    if not (lookup.root / "snapshots" / "_delta_log").exists():
+    if not delta.exists(lookup.root / "snapshots"):
         raise lost
     query = "select * from snapshots where model = $model and number = $number"
     found = lookup.sql(query, {"model": model, "number": number}).to_pylist()
@@ -180,7 +180,7 @@ def _snapshot(lookup: Lookup, model: str, number: int) -> dict[str, Any]:
     return dict(found[0])
 
 
-def _restored(root: Path, digest: str) -> Any:
+def _restored(root: Place, digest: str) -> Any:
     """The model from its file, whose bytes are checked; one that this version cannot open is told as such."""
     content = provenance.get(root, digest)
     try:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
-from raybroker.service.server import build, free_port
+from raybroker import settings as settings_file
+from raybroker.cluster.actors import aside
+from raybroker.cluster.replicas import options
+from raybroker.service.ports import free_port
 from raybroker.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
@@ -27,21 +34,28 @@ def started(settings: Settings) -> Iterator[str]:
     serve.run(application(settings), name="raybroker", route_prefix="/", logging_config=QUIET)
     yield f"http://{own.host}:{port}"
     if settings.ray.address != "local":  # a private Ray ends with us, and this with it
-        serve.shutdown()
+        serve.delete("raybroker")
+        if not serve.status().applications:  # others may serve on the same cluster
+            serve.shutdown()
+
+
+def from_file(arguments: dict[str, str]) -> serve.Application:
+    """The service for Serve's own configuration files: `args: {settings: /path/to/raybroker.toml}`."""
+    return application(settings_file.load(Path(arguments["settings"])))
 
 
 def application(settings: Settings) -> serve.Application:
-    """One replica to begin with: it holds the last nights in memory. Requests beyond the queue get 503 at once."""
+    """Replicas that each hold the last nights in memory, as many as the load asks for.
+
+    A replica refuses by itself, with 429, what is beyond `service.requests` (see `service.admission`). Serve would
+    answer 503 without a word, so it is told that a replica takes more than that.
+    """
 
     def app() -> FastAPI:  # called in each replica
+        aside("raybroker.service.server")
+        from raybroker.service.server import build
+
         return build(settings)
 
     ingress = serve.ingress(app)()
-    return serve.deployment(
-        ingress,
-        name="service",
-        num_replicas=1,
-        max_ongoing_requests=64,
-        max_queued_requests=256,
-        ray_actor_options={"num_cpus": 0.2},
-    ).bind()
+    return serve.deployment(ingress, name="service", **options(settings.service)).bind()

@@ -7,66 +7,77 @@ a turn is heartbeat, metrics, back-pressure and crash detection in one. Scaling 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Ray reads these once, when it is imported; its defaults differ from one entry point to the next.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from raybroker.cluster import assemble
+from raybroker.cluster import actors, incidents, scaling
 from raybroker.cluster.caution import Caution, Taken
 from raybroker.cluster.lesson import Lesson
+from raybroker.cluster.seats import TELL_WAITING_SECONDS, Seat, resize
 from raybroker.cluster.tally import Tally
-from raybroker.cluster.worker import Report
-from raybroker.errors import RaybrokerError
+from raybroker.errors import RaybrokerError, SettingsError
 from raybroker.settings import Settings
+
+if TYPE_CHECKING:
+    from raybroker.cluster.worker import Report
 
 log = logging.getLogger("raybroker")
 
-# Libraries run single-threaded inside an actor; glibc keeps the memory of one turn for the next (page faults cost
-# more than the decoding does).
-ONE_THREAD = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS",
-        "RAYON_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "POLARS_MAX_THREADS",
-    ),
-    "1",
-)
-MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TOP_PAD_": "67108864",
-    "MALLOC_ARENA_MAX": "2",
-}
+START_ATTEMPTS = 3  # of a private Ray
 START_SECONDS = 180.0
-LEARN_SECONDS = 3600.0  # a trainer that comes back learns all labels again: 2,000 of them in about a minute
-BACK_OFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+LEARN_SECONDS = 3600.0  # a trainer without states of its own learns all labels again: 2,000 in about a minute
+GATE_SECONDS = 60.0  # workers that are not there by then have other troubles
+CLOSE_SECONDS = 10.0  # for a worker that leaves
+SCALE_SECONDS = 1.0  # between two looks at the load
+NODE_DIED = (
+    "its node has died",
+    "node was terminated",
+    "node is dead",
+)  # what Ray says; the worker is not to blame
 
 
 def start_ray(settings: Settings, cpus: int | None = None) -> None:
     """A private Ray on this machine, or the cluster at `ray.address`; always with a token."""
     own = settings.ray
     if own.address != "local":
-        ray.init(address=own.address, namespace="raybroker", log_to_driver=False)
+        from raybroker.cluster import batch
+
+        batch.join(own.address)
         return
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    for attempt in range(START_ATTEMPTS):
+        try:
+            _start_private(settings, cpus or room(settings))
+            return
+        except (
+            Exception
+        ) as error:  # Ray raises a plain one where its node takes more than 30 s: a busy machine
+            if "timed out during startup" not in str(error) or attempt + 1 == START_ATTEMPTS:
+                raise
+            log.warning("Ray did not start in time; trying again")
+            ray.shutdown()
+
+
+def _start_private(settings: Settings, cpus: int) -> None:
     ray.init(
         address="local",
         namespace="raybroker",
-        num_cpus=cpus or max(4, os.cpu_count() or 1),
-        object_store_memory=own.object_store_megabytes * 1_000_000,
+        num_cpus=cpus,
+        object_store_memory=settings.ray.object_store_megabytes * 1_000_000,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -74,61 +85,11 @@ def start_ray(settings: Settings, cpus: int | None = None) -> None:
     )
 
 
-@ray.remote(max_restarts=0)
-class WorkerActor:
-    """A worker in a process of its own."""
-
-    def __init__(self, settings: Settings, survey: str, index: int) -> None:
-        logging.basicConfig(level=logging.INFO)
-        self.worker, self.models = assemble.worker(settings, survey, index)
-
-    def ready(self) -> int:
-        return os.getpid()
-
-    def take(self, limit: int | None, snapshots: Mapping[str, tuple[int, str]]) -> Taken:
-        self.worker.pin(self.models.newer(snapshots))
-        return self.worker.take(limit)
-
-    def finish(self, dead: Mapping[tuple[str, int, int], str]) -> Report:
-        return self.worker.finish(dead)
-
-    def close(self) -> None:
-        self.worker.close()
-
-
-@ray.remote(max_restarts=0)
-class TrainerActor:
-    """The trainer in a process of its own."""
-
-    def __init__(self, settings: Settings) -> None:
-        logging.basicConfig(level=logging.INFO)
-        self.trainer = assemble.trainer(settings)
-
-    def ready(self) -> int:
-        return os.getpid()
-
-    def turn(self) -> Lesson:
-        return self.trainer.turn()
-
-    def close(self) -> None:
-        self.trainer.close()
-
-
-@dataclass
-class Seat:
-    """A place for one actor: who sits there now, what it was asked, and how often it died."""
-
-    name: str
-    survey: str = ""  # empty: the trainer's
-    index: int = 0
-    actor: Any = None
-    pid: int = 0
-    asked: float = 0.0
-    taken: Any = None  # reference to what the turn took
-    answer: Any = None  # reference to what we wait for
-    deaths: int = 0
-    free_from: float = 0.0
-    drained: bool = False
+def room(settings: Settings) -> int:
+    """The CPUs that a private Ray counts on: at least what every actor together asks for. They need not be there."""
+    workers = sum(own.most for own in settings.surveys.values())
+    asked = settings.ray.cpus_per_worker * (workers + 1) + 0.2 * settings.service.most
+    return max(4, os.cpu_count() or 1, math.ceil(asked))
 
 
 @dataclass
@@ -142,21 +103,23 @@ class Supervisor:
     troubles: dict[str, str] = field(default_factory=dict)  # by seat: what keeps it from working
 
     def __post_init__(self) -> None:
-        self.cautions = {name: Caution() for name in self.settings.surveys}
-        self.seats = [
-            Seat(f"{name}-{index}", name, index)
-            for name, own in self.settings.surveys.items()
-            for index in range(own.workers)
-        ]
+        from raybroker.cluster import assemble
+
+        self.snapshots = {**assemble.standing(self.settings), **self.snapshots}
+        now, surveys = time.monotonic(), self.settings.surveys
+        self.cautions = {str(name): Caution() for name in surveys}
+        self.sizes = {str(name): scaling.State(own.workers) for name, own in surveys.items()}
+        self.meters = {str(name): scaling.Meter(now) for name in surveys}
+        self.seats = [seat for name, own in surveys.items() for seat in resize((), name, own.workers)[0]]
         if self.settings.models:
             self.seats.append(Seat("trainer"))
+        self._closing: dict[Any, Seat] = {}  # by the answer to `close`
+        self._began = self._scaled = now
 
     def step(self, seconds: float = 0.2) -> list[Report]:
         """Ask whoever is free, wait for any answer at most this long, and deal with what came."""
-        now = time.monotonic()
-        for seat in self.seats:
-            if seat.answer is None and now >= seat.free_from:
-                self._ask(seat)
+        self._scale(time.monotonic())
+        self.ask()
         waiting = {seat.answer: seat for seat in self.seats if seat.answer is not None}
         if not waiting:
             time.sleep(seconds)
@@ -165,29 +128,105 @@ class Supervisor:
         if not done:
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
         reports = [report for answer in done for report in self._receive(waiting[answer])]
-        self._overdue()
+        self._overdue(time.monotonic())
         return reports
 
-    def _ask(self, seat: Seat) -> None:
-        seat.asked = time.monotonic()
+    def ask(self) -> None:
+        """Ask every free seat for its next turn, hire where nobody sits; nothing is waited for."""
+        now = time.monotonic()
+        for seat in self.seats:
+            if (
+                seat.answer is None
+                and not seat.leaving
+                and now >= seat.free_from
+                and self._may_come(seat, now)
+            ):
+                self._ask(seat, now)
+
+    def _may_come(self, seat: Seat, now: float) -> bool:
+        """At the start the workers go first: the trainer's imports would cost them seconds."""
+        first = not seat.survey and not seat.served and not seat.deaths
+        return not first or self.reading or now - self._began > GATE_SECONDS
+
+    def _ask(self, seat: Seat, now: float) -> None:
         if seat.actor is None:
-            seat.actor = self._hire(seat)
-            seat.taken, seat.answer = None, seat.actor.ready.remote()
-        elif not seat.survey:
+            seat.hired(self._hire(seat), now)
+            return
+        seat.asked = now
+        if not seat.survey:
             seat.answer = seat.actor.turn.remote()
         else:
-            caution = self.cautions[seat.survey]  # type: ignore[index]
+            caution = self.cautions[seat.survey]
             seat.taken = seat.actor.take.remote(caution.limit, self.snapshots)
             seat.answer = seat.actor.finish.remote(caution.dead)
 
     def _hire(self, seat: Seat) -> Any:
-        options = {
-            "num_cpus": self.settings.ray.cpus_per_worker,
-            "runtime_env": {"env_vars": ONE_THREAD | MEMORY},
-        }
+        options = {"num_cpus": self.settings.ray.cpus_per_worker, "max_restarts": 0}
         if not seat.survey:
-            return TrainerActor.options(**options).remote(self.settings)
-        return WorkerActor.options(**options).remote(self.settings, seat.survey, seat.index)
+            return ray.remote(actors.TrainerActor).options(**options).remote(self.settings)
+        worker = ray.remote(actors.WorkerActor).options(**options)
+        return worker.remote(self.settings, seat.survey, seat.index)
+
+    # How many workers there are.
+
+    def _scale(self, now: float) -> None:
+        """Follow the load, where the settings allow it; let those go that are not needed."""
+        if now - self._scaled >= SCALE_SECONDS:
+            self._scaled = now
+            for name, own in self.settings.surveys.items():
+                if own.most > own.workers:
+                    self._follow(name, now)
+        self._see_off(now)
+
+    def _follow(self, survey: str, now: float) -> None:
+        own = self.settings.surveys[survey]  # type: ignore[index]
+        seen = self.meters[survey].seen(now, self.lag(survey))
+        before = self.sizes[survey].workers
+        limits = scaling.Limits(own.workers, own.most, hold_seconds=60 * own.hold_minutes)
+        self.sizes[survey] = scaling.target(self.sizes[survey], seen, limits)
+        size = self.sizes[survey].workers
+        if size == before:
+            return
+        log.info(
+            "%s: %d workers instead of %d: lag %d, %.0f alerts/s, %.2f ms each",
+            *(survey, size, before, seen.lag, seen.rate, 1000 * seen.seconds_per_alert),
+        )
+        new, leaving = resize(self.seats, survey, size)
+        self.seats += new
+        for seat in leaving:
+            seat.leaving = True
+
+    def lag(self, survey: str) -> int:
+        """Packets of this survey that wait, as its workers last said."""
+        return sum(self.tally.lags.get(seat.name, 0) for seat in self.seats if seat.survey == survey)
+
+    def _see_off(self, now: float) -> None:
+        """Who leaves is asked no more turns, gives its partitions back and ends."""
+        closing = set(map(id, self._closing.values()))
+        for seat in [seat for seat in self.seats if seat.leaving and id(seat) not in closing]:
+            if seat.actor is None or not seat.pid:
+                self._gone(seat)
+            elif seat.answer is None:
+                seat.asked = now
+                self._closing[seat.actor.close.remote()] = seat
+        done = set(
+            ray.wait(list(self._closing), num_returns=len(self._closing), timeout=0)[0]
+            if self._closing
+            else ()
+        )
+        for answer, seat in list(self._closing.items()):
+            if answer in done or now - seat.asked > CLOSE_SECONDS:
+                del self._closing[answer]
+                self._gone(seat)
+
+    def _gone(self, seat: Seat) -> None:
+        if seat.actor is not None:
+            ray.kill(seat.actor)
+        self.seats.remove(seat)
+        self.tally.lags.pop(seat.name, None)
+        self.troubles.pop(seat.name, None)
+
+    # What comes back.
 
     def _receive(self, seat: Seat) -> Iterator[Report]:
         answer, seat.answer = seat.answer, None
@@ -199,68 +238,107 @@ class Supervisor:
             self._lost(seat, error)
             return
         if isinstance(result, int):
-            seat.pid = result
-        elif isinstance(result, Lesson):
+            seat.ready(result)
+            return
+        seat.worked()
+        self.troubles.pop(seat.name, None)
+        if isinstance(result, Lesson):
             self.lesson = result
+            self.tally.gauges.taught(result)
             self.snapshots.update(result.snapshots)
         else:
-            self.cautions[seat.survey].finished(result.taken)  # type: ignore[index]
-            self.tally.add(seat.name, result)
-            seat.drained = result.drained
+            self._note(seat, result)
             yield result
-        seat.deaths = 0 if not isinstance(result, int) else seat.deaths
-        self.troubles.pop(seat.name, None)
+
+    def _note(self, seat: Seat, report: Report) -> None:
+        """A worker's turn is done. What kept it from working, such as a full disk, is told; the worker waits by itself."""
+        now = time.monotonic()
+        self.cautions[seat.survey].finished(report.taken)
+        self.tally.add(seat.name, report)
+        incidents.tell(seat.survey, seat.name, report.incidents)
+        self.meters[seat.survey].add(now, report.taken, report.alerts, report.seconds, report.cpu_seconds)
+        seat.drained = report.drained
+        if report.trouble:
+            self.troubles[seat.name] = report.trouble
 
     def _lost(self, seat: Seat, error: Exception, reason: str = "kills the worker") -> None:
         """An actor died or raised: note what it had in hand, and start another after a while."""
-        died = isinstance(error, RayActorError)
+        died, said = isinstance(error, RayActorError), _last_line(error)
+        if isinstance(error, SettingsError) and not self._any_served(seat.survey):
+            raise error  # nothing can start: that is for whoever wrote the settings
+        blameless = died and any(words in str(error) for words in NODE_DIED)
         taken = _ready(seat.taken)
-        if isinstance(error, RaybrokerError):  # the stream or the archive, not a packet
-            self.troubles[seat.name] = _last_line(error)
-        elif not seat.pid:
-            self.troubles[seat.name] = f"cannot start: {_last_line(error)}"
-        elif seat.survey:
-            why = reason if died else f"stops the worker: {_last_line(error)}"
-            self.cautions[seat.survey].lost(taken, why)  # type: ignore[index]
-        log.warning(
-            "%s (process %d) is lost with %s in hand: %s", seat.name, seat.pid, taken, _last_line(error)
-        )
+        incidents.lost(seat.survey, seat.name, seat.pid, taken, said)
+        starting = not seat.pid
+        if not blameless and seat.survey and not starting and not isinstance(error, RaybrokerError):
+            why = reason if died else f"stops the worker: {said}"
+            self.cautions[seat.survey].lost(taken, why)
         if not died and seat.actor is not None:
             ray.kill(seat.actor)
-        self.tally.deaths += 1
-        wait = BACK_OFF[min(seat.deaths, len(BACK_OFF) - 1)]
-        seat.deaths += 1
-        seat.drained, seat.pid = False, 0
-        seat.actor, seat.taken, seat.answer, seat.free_from = None, None, None, time.monotonic() + wait
+        self.tally.lost(seat.name)
+        seat.lost(time.monotonic(), said, counts=not blameless)
+        if seat.deaths > 1:
+            self.troubles[seat.name] = seat.crashes()
+        elif starting or isinstance(error, RaybrokerError):  # the stream or the archive, not a packet
+            self.troubles[seat.name] = f"cannot start: {said}" if starting else said
 
-    def _overdue(self) -> None:
-        limit = self.settings.turn.seconds + self.settings.turn.deadline_seconds
+    def _any_served(self, survey: str) -> bool:
+        return any(seat.served for seat in self.seats if seat.survey == survey)
+
+    def _overdue(self, now: float) -> None:
+        """Who takes too long is replaced; who waits for a node does not, since the cluster has no room for it yet."""
+        turn = self.settings.turn.deadline_seconds
         for seat in self.seats:
+            if seat.answer is None or self._waits(seat, now):
+                continue
             starting = START_SECONDS if seat.survey else LEARN_SECONDS
-            allowed = limit if seat.taken is not None else starting
-            if seat.answer is not None and time.monotonic() - seat.asked > allowed:
+            allowed = self.settings.turn.seconds + turn if seat.taken is not None else starting
+            if now - seat.asked > allowed:
                 ray.kill(seat.actor)
-                reason = f"overruns the deadline of {self.settings.turn.deadline_seconds:g} s"
+                reason = (
+                    f"overruns the deadline of {turn:g} s" if seat.pid else f"did not start in {allowed:g} s"
+                )
                 self._lost(seat, RayActorError(error_msg=reason), reason)
+
+    def _waits(self, seat: Seat, now: float) -> bool:
+        """Whether its actor has no process yet; the clock runs from when it has one."""
+        if seat.placed is None:
+            return False
+        if ray.wait([seat.placed], timeout=0)[0]:
+            seat.placed, seat.waits_since, seat.asked = None, None, now
+            self.troubles.pop(seat.name, None)
+            return False
+        if seat.waits_since is not None and now - seat.waits_since > TELL_WAITING_SECONDS:
+            self.troubles[seat.name] = "waits for a node with room: the cluster has no CPUs left"
+        return True
 
     @property
     def ready(self) -> bool:
         """Whether every actor has started."""
         return all(seat.pid for seat in self.seats)
 
+    @property
+    def reading(self) -> bool:
+        """Whether every worker has started, or is on its second try: what else there is may start now."""
+        return all(seat.pid or seat.deaths for seat in self.seats if seat.survey)
+
     def drained(self) -> bool:
         """Whether every worker has polled all that was there when its partitions were assigned."""
         return all(seat.drained for seat in self.seats if seat.survey)
 
-    def stop(self, seconds: float = 8.0) -> list[Report]:
-        """Let every turn end, then let the actors leave."""
-        until = time.monotonic() + seconds
-        busy = {seat.answer: seat for seat in self.seats if seat.answer is not None and seat.pid}
-        done, _ = ray.wait(list(busy), num_returns=len(busy), timeout=seconds) if busy else ([], [])
-        reports = [report for answer in done for report in self._receive(busy[answer])]
-        closing = [seat.actor.close.remote() for seat in self.seats if seat.actor is not None and seat.pid]
-        if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=max(0.5, until - time.monotonic()))
+    def told(self) -> dict[str, Any]:
+        """The seats, and how many workers each survey has and may have, for the heartbeat."""
+        now = time.monotonic()
+        sizes = {name: {"workers": own.workers} for name, own in self.sizes.items()}
+        return {"seats": {seat.name: seat.told(now) for seat in self.seats}, "sizes": sizes}
+
+    def stop(self, seconds: float = 6.0) -> list[Report]:
+        """Let every turn end, and everybody leave after it: a trainer at work does not keep the workers."""
+        here = [seat for seat in self.seats if seat.actor is not None and seat.pid]
+        busy = {seat.answer: seat for seat in here if seat.answer is not None}
+        waited = [*busy, *(seat.actor.close.remote() for seat in here)]
+        done = set(ray.wait(waited, num_returns=len(waited), timeout=seconds)[0] if waited else ())
+        reports = [report for answer in busy if answer in done for report in self._receive(busy[answer])]
         for seat in self.seats:
             if seat.actor is not None:
                 ray.kill(seat.actor)
@@ -280,6 +358,11 @@ def _ready(reference: Any) -> Taken:
 def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
+
+
+def nodes() -> int:
+    """How many nodes the cluster has now."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def stop_ray() -> None:

@@ -6,9 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raybroker.cluster.worker import Report
+from raybroker.cluster.gauges import Gauges
+
+if TYPE_CHECKING:
+    from raybroker.cluster.worker import Report
 
 OUTCOMES = ("scored", "rejected", "failed", "dead", "duplicate")
 
@@ -26,6 +29,7 @@ class Tally:
     lags: dict[str, int] = field(default_factory=dict)
     turns: int = 0
     deaths: int = 0
+    gauges: Gauges = field(default_factory=Gauges)  # the same by survey, and more, for Prometheus
     _recent: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, worker: str, report: Report) -> None:
@@ -38,7 +42,14 @@ class Tally:
         self.outcomes.update({"expired": report.expired} if report.expired else {})
         self.lags[worker] = report.lag
         self.turns += 1
+        self.gauges.add(worker, report)
         self._recent.append((self.clock(), report.alerts))
+
+    def lost(self, worker: str) -> None:
+        """A worker died: what it said of its lag holds no longer."""
+        self.deaths += 1
+        self.gauges.deaths[worker] += 1
+        self.lags.pop(worker, None)
 
     @property
     def received(self) -> int:

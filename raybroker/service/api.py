@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -21,10 +22,12 @@ from raybroker.errors import (
     did_you_mean,
 )
 from raybroker.service import bulk, cutouts, feed, files, labelling, messages, view
+from raybroker.service.admission import Admission
 from raybroker.service.desk import Desk
 from raybroker.service.door import ConflictError, NotAllowedError
-from raybroker.service.guard import Guard, Numbers
-from raybroker.service.messages import PROBLEM, Features, Json, ModelName
+from raybroker.service.guard import Guard
+from raybroker.service.messages import BUSY, GONE, PROBLEM, Features, Json, ModelName
+from raybroker.service.metrics import Numbers
 from raybroker.service.sessions import LinkError
 from raybroker.service.view import Cone
 
@@ -49,12 +52,15 @@ ObjectId = Annotated[str, InPath(pattern=messages.OBJECT_ID, examples=["ztf:ZTF1
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def create(desk: Desk) -> FastAPI:
-    """All endpoints over one desk."""
-    app = FastAPI(title="raybroker", description=ABOUT, version="1", license_info={"name": "Apache-2.0"})
+def create(desk: Desk, requests: int = 64) -> FastAPI:
+    """All endpoints over one desk; so many requests at once, the next is answered with 429."""
+    app = FastAPI(
+        title="raybroker", description=ABOUT, version="1", license_info={"name": "Apache-2.0"}, responses=BUSY
+    )
     app.state.desk = desk
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Numbers(desk))
+    app.add_middleware(Admission, most=requests)  # inside the guard, which counts the refused too
     app.add_middleware(Guard, registry=registry)
     _errors(app)
     _reading(app, desk)
@@ -70,7 +76,8 @@ def create(desk: Desk) -> FastAPI:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(AnyHTTPException)
     async def http(request: Request, error: AnyHTTPException) -> Response:
-        return Json({"error": str(error.detail)}, error.status_code, error.headers)
+        unread = error.status_code == 400  # FastAPI's, for a body that is not UTF-8
+        return Json({"error": str(error.detail)}, 422 if unread else error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -134,7 +141,7 @@ Body = Annotated[bytes, Depends(body)]
 
 
 def _reading(app: FastAPI, desk: Desk) -> None:
-    @app.get("/alerts", response_model=messages.Alerts, responses=PROBLEM, tags=["read"])
+    @app.get("/alerts", response_model=messages.Alerts, responses=PROBLEM | GONE, tags=["read"])
     def list_alerts(query: AskedFor) -> Response:
         """The newest alerts of the last nights, the last to arrive first."""
         try:
@@ -272,7 +279,7 @@ def _watching(app: FastAPI, desk: Desk, registry: CollectorRegistry) -> None:
         problems = desk.troubles()
         return Json({"ok": not problems, "problems": problems}, 503 if problems else 200)
 
-    @app.get("/metrics", tags=["watch"])
+    @app.get("/metrics", response_class=PlainTextResponse, tags=["watch"])
     def metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(registry), media_type=TEXT)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Response
 from pydantic import ValidationError
 
-from raybroker.archive import delta
+from raybroker.archive import delta, store
 from raybroker.archive.lookup import Lookup
 from raybroker.errors import RaybrokerError
 from raybroker.service import asked, messages
@@ -91,7 +91,7 @@ def known_alerts(lookup: Lookup, alert_ids: Iterable[str]) -> dict[str, Row]:
     """Survey and object of each of these alerts that is in the archive; the survey of its prefix goes first."""
     ids = sorted(set(alert_ids))
     found: dict[str, Row] = {}
-    for survey in lookup.surveys() if lookup.root.exists() else ():
+    for survey in lookup.surveys() if store.exists(lookup.root) else ():
         if not delta.live(delta.open_table(lookup.root / survey / "alerts")):
             continue
         for row in lookup.sql(KNOWN.format(survey), {"ids": ids}).to_pylist():

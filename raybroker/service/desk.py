@@ -83,6 +83,8 @@ class Desk:
     delay: Callable[[], float | None] = lambda: (
         None
     )  # seconds from publication until readable here, of the newest
+    followed: Callable[[], float | None] = lambda: None  # when the archive was last followed to its end
+    tables: Callable[[], Mapping[str, Any]] = _nothing  # of the archive's log: `cluster.tables.Tables`
     clock: Callable[[], float] = time.time
     _writing: threading.Lock = field(default_factory=threading.Lock)
     _claiming: threading.Lock = field(default_factory=threading.Lock)
@@ -271,6 +273,8 @@ class Desk:
                 for name, own in self.models.items()
             },
             "models": {name: self.asked.snapshot(name) for name in self.models},
+            "open_queries": {name: len(self.asked.open(name, 1_000)) for name in self.models},
+            "archive": self.tables(),
             **self.status(),
         }
 

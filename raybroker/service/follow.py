@@ -21,10 +21,12 @@ from raybroker.archive import delta
 from raybroker.archive.events import EventLog, dicts
 from raybroker.archive.lookup import Lookup
 from raybroker.archive.table import AlertsTable
+from raybroker.places import Place
 from raybroker.service.asked import Asked
 from raybroker.service.view import PLAIN, View, is_score
 
 SECONDS = 0.2  # between looks; without news a look costs two failed opens per table
+STORE_SECONDS = 1.0  # the same in an object store, where they are two requests
 LOGS = ("labels", "queries", "snapshots")
 HEAVY = ("features",)  # of a query: the trainer's, not shown
 BEFORE = """select night, outcome, reason, topic, "partition" as "partition",
@@ -40,7 +42,7 @@ class Follower:
 
     def __init__(
         self,
-        root: Path,
+        root: Place,
         surveys: Sequence[str],
         view: View,
         asked: Asked,
@@ -96,7 +98,7 @@ class Follower:
                 if str(error) != self.error:
                     logger.exception("the archive at %s could not be followed; trying on", self.root)
                 self.error = str(error) or type(error).__name__
-            self._stop.wait(SECONDS)
+            self._stop.wait(SECONDS if isinstance(self.root, Path) else STORE_SECONDS)
 
     def problems(self) -> list[str]:
         """Why the view may be behind the archive; empty if it is not."""
@@ -111,7 +113,7 @@ class Follower:
 class _SurveyTail:
     """One survey's `alerts`: first what is there, newest nights only, then what comes."""
 
-    def __init__(self, root: Path, survey: str, view: View) -> None:
+    def __init__(self, root: Place, survey: str, view: View) -> None:
         self.root, self.survey, self.view = root, survey, view
         self._table: AlertsTable | None = None
         self._since = -1
@@ -194,7 +196,7 @@ class _SurveyTail:
 class _LogTail:
     """One event log."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Place, name: str) -> None:
         self._log = EventLog(root, name)
         self._names = [column for column in self._log.schema.names if column not in HEAVY]
         self._since = -1

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from raybroker.service.desk import Desk
 
 BODY_BYTES = 64 << 10
 PACKET_BYTES = 4 << 20
@@ -24,6 +19,13 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+METHODS = (
+    "GET",
+    "HEAD",
+    "POST",
+    "DELETE",
+    "OPTIONS",
+)  # others, which a client may make up, are counted as one
 DOCS = ("/docs", "/redoc")  # FastAPI's own pages load their scripts from a CDN
 
 
@@ -56,7 +58,8 @@ class Guard:
             await self.app(scope, _bounded(receive, _limit(scope)), answer)
         finally:
             path = getattr(scope.get("route"), "path", "unknown")
-            self.requests.labels(scope["method"], path, str(status)).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.requests.labels(method, path, str(status)).inc()
             self.seconds.labels(path).observe(time.perf_counter() - start)
 
 
@@ -81,40 +84,3 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         return message
 
     return bounded
-
-
-class Numbers:
-    """A Prometheus collector of what the desk knows."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-
-    def collect(self) -> Iterable[Metric]:
-        """Called at every scrape."""
-        alerts = CounterMetricFamily("raybroker_alerts", "Alerts received", labels=["survey", "outcome"])
-        sums: dict[tuple[str, str], int] = {}
-        for (survey, _, outcome, _), count in self.desk.view.totals().items():
-            sums[survey, outcome] = sums.get((survey, outcome), 0) + count
-        for (survey, outcome), count in sums.items():
-            alerts.add_metric([survey, outcome], count)
-        yield alerts
-        yield GaugeMetricFamily("raybroker_alerts_in_memory", "Rows that /alerts lists", len(self.desk.view))
-        if (delay := self.desk.delay()) is not None:
-            yield GaugeMetricFamily("raybroker_delay_seconds", "From publication until readable here", delay)
-        yield from self._models()
-
-    def _models(self) -> Iterable[Metric]:
-        infos = self.desk.model_infos()
-        numbers = [(info["name"], (info["snapshot"] or {}).get("number", 0)) for info in infos]
-        yield _by_model("raybroker_snapshot", "Number of the newest snapshot", numbers)
-        waiting = [(info["name"], info["open_queries"]) for info in infos]
-        yield _by_model("raybroker_open_queries", "Questions that stand open", waiting)
-        labels = [(info["name"], info["labels"]["labels"]) for info in infos]
-        yield _by_model("raybroker_labels", "Standing labels", labels)
-
-
-def _by_model(name: str, about: str, values: list[tuple[str, Any]]) -> Metric:
-    family = GaugeMetricFamily(name, about, labels=["model"])
-    for model, value in values:
-        family.add_metric([model], value)
-    return family

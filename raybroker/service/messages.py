@@ -238,4 +238,6 @@ class Problem(BaseModel):
 
 
 PROBLEM: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (404, 422)}
+GONE: dict[int | str, dict[str, Any]] = {410: {"model": Problem}}
+BUSY: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (429, 503)}  # of every endpoint
 ModelName = Annotated[str | None, Query(pattern=NAME)]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,19 +15,23 @@ from fastapi import FastAPI
 
 from raybroker import settings as settings_file
 from raybroker.alerts import Packet
+from raybroker.archive import store
 from raybroker.archive.events import EventLog
 from raybroker.archive.lookup import Lookup
 from raybroker.cluster import assemble
 from raybroker.cluster.assemble import Models
 from raybroker.cluster.heartbeat import Heartbeat
+from raybroker.cluster.tables import Tables
 from raybroker.errors import ArchiveError, PacketError, SettingsError
 from raybroker.pipeline import Pipeline
+from raybroker.places import Place
 from raybroker.scores.online import pinned
 from raybroker.service import api
 from raybroker.service.asked import Asked
 from raybroker.service.desk import Desk
 from raybroker.service.door import NotAllowedError
 from raybroker.service.follow import Follower
+from raybroker.service.ports import free_port as free_port  # others know it from here
 from raybroker.service.sessions import Sessions
 from raybroker.service.view import View, score_of
 from raybroker.settings import Settings
@@ -60,9 +61,11 @@ def build(settings: Settings) -> FastAPI:
         problems=lambda: [*follower.problems(), *heartbeat.problems()],
         status=heartbeat.read,
         delay=lambda: follower.delay,
+        followed=lambda: follower.last_look or None,
+        tables=Tables(root),
     )
     follower.start()
-    app = api.create(desk)
+    app = api.create(desk, settings.service.requests)
     app.state.follower = follower
     return app
 
@@ -73,23 +76,18 @@ def sessions(settings: Settings) -> Sessions:
     return Sessions(settings_file.tokens(), secret(root), root / "links")
 
 
-def secret(root: Path) -> bytes:
-    """The archive's own secret, made once and readable by its owner alone."""
+def secret(root: Place) -> bytes:
+    """The archive's own secret, made once; in a folder readable by its owner alone, in a store by whom the store lets."""
     path = root / "secret"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return _complete(path)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
+    if not store.has(path):
+        store.write_new(path, secrets.token_bytes(32))
     return _complete(path)
 
 
-def _complete(path: Path) -> bytes:
+def _complete(path: Place) -> bytes:
     """The 32 bytes; another process may be just writing them."""
     for _ in range(100):
-        if len(found := path.read_bytes()) == 32:
+        if len(found := store.read(path)) == 32:
             return found
         time.sleep(0.01)
     raise SettingsError(
@@ -196,16 +194,3 @@ def in_thread(settings: Settings) -> Iterator[str]:
         server.should_exit = True
         thread.join(5.0)
         app.state.follower.stop()
-
-
-def free_port(host: str, wanted: int) -> int:
-    """The wanted port, or the next one that nobody listens on; 0 is any."""
-    for port in range(wanted, wanted + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise SettingsError(f"service.port = {wanted}: this and the next hundred ports of {host} are taken")

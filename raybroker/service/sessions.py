@@ -15,9 +15,10 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from raybroker.archive import store
 from raybroker.errors import RaybrokerError
+from raybroker.places import Place
 
 COOKIE = "raybroker"
 LINK_SECONDS = 24 * 3600
@@ -34,7 +35,7 @@ class Sessions:
 
     tokens: Mapping[str, str]
     secret: bytes
-    folder: Path
+    folder: Place
     clock: Callable[[], float] = time.time
 
     def link(self, name: str) -> str:
@@ -48,11 +49,8 @@ class Sessions:
             raise LinkError(
                 "this link is not valid, or too old; ask for a new one where raybroker was started"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            (self.folder / hashlib.sha256(token.encode()).hexdigest()).touch(exist_ok=False)
-        except FileExistsError:
-            raise LinkError("this link was used before: each opens the page once") from None
+        if not store.write_new(self.folder / hashlib.sha256(token.encode()).hexdigest(), b""):
+            raise LinkError("this link was used before: each opens the page once")
         return self._sign("cookie", name, COOKIE_SECONDS)
 
     def who(self, authorization: str | None, cookie: str | None) -> str | None:
