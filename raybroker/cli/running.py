@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raybroker.cluster.heartbeat import Heartbeat
     from raybroker.cluster.worker import Report
 
-# What is heavy is imported where it is used: Ray starts meanwhile.
+# What is heavy is imported where it is used.
 COMPACT_SECONDS = 60.0
 BEAT_SECONDS = 1.0
 LOG_SECONDS = 10.0

@@ -1,4 +1,4 @@
-"""How a run begins: Ray starts while the settings are checked, the workers go first, the service comes beside them."""
+"""How a run begins: the settings are checked, then Ray starts, the workers go first, the service comes beside them."""
 
 from __future__ import annotations
 
@@ -39,44 +39,27 @@ def started(
         return
     workers = sum(own.workers for own in settings.surveys.values())
     console.print(f"starting Ray, {workers} worker{'s' if workers > 1 else ''}, and the trainer")
-    with _ray(settings, prepare) as supervisor:
+    prepare()
+    with _ray(settings) as supervisor:
         heard()
         supervisor.ask()
         yield supervisor
 
 
 @contextmanager
-def _ray(settings: Settings, prepare: Callable[[], None]) -> Iterator[Any]:
-    """Ray, started in a thread: it mostly waits for its own processes, and leaves SIGTERM alone there."""
-    failed: list[BaseException] = []
+def _ray(settings: Settings) -> Iterator[Any]:
+    """Ray, and the supervisor over it.
 
-    def start() -> None:
-        from raybroker.cluster import supervisor
-
-        try:
-            supervisor.start_ray(settings)
-        except BaseException as error:  # raised again where somebody waits for it
-            failed.append(error)
-
-    thread = threading.Thread(target=start, name="ray", daemon=True)
-    thread.start()
-    try:
-        prepare()
-        thread.join()
-        if failed:
-            raise failed[0]
-        from raybroker.cluster import supervisor
-
-        yield supervisor.Supervisor(settings)
-    finally:
-        thread.join()
-        _stop_ray()
-
-
-def _stop_ray() -> None:
+    In the main thread, and with no other at work: Ray's processes die with the *thread* that started them, and the fork
+    before each can hang on a lock that another thread holds.
+    """
     from raybroker.cluster import supervisor
 
-    supervisor.stop_ray()
+    supervisor.start_ray(settings)
+    try:
+        yield supervisor.Supervisor(settings)
+    finally:
+        supervisor.stop_ray()
 
 
 class Serving:

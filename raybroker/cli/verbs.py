@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from raybroker import settings as settings_file
 from raybroker.cli.template import template
@@ -310,7 +311,7 @@ def evaluate(
 def problem(error: Exception) -> int:
     """Print an error as a person wants it, and give the exit status."""
     for line in str(error).splitlines():
-        err.print(f"[red]raybroker:[/] {line}", markup=True, soft_wrap=True)
+        err.print(f"[red]raybroker:[/] {escape(line)}", markup=True, soft_wrap=True)
     return 2 if isinstance(error, SettingsError) else 1
 
 
