@@ -96,14 +96,10 @@ def _why_not(address: str, error: Exception) -> str:
             f"--address {address}: Ray and Python must be the same here as on the cluster, to the patch. {said} "
             "Install requirements.lock on every machine, or run `raybroker run` on the cluster's head"
         )
-    if "token" in said.lower() or "auth" in said.lower():
-        return (
-            f"--address {address}: the cluster does not accept this token: {said} Give the cluster's own, in "
-            "~/.ray/auth_token or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
-        )
     return (
-        f"--address {address}: no Ray cluster answers there: {said} `ray status --address {address}` should; start one "
-        "with `ray up cluster.yaml`"
+        f"--address {address}: no Ray cluster answers there, or it does not accept this token: {said} The token is the "
+        "cluster's own, in ~/.ray/auth_token or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token; `ray status --address "
+        f"{address}` must work. `ray up cluster.yaml` starts a cluster"
     )
 
 

@@ -16,8 +16,6 @@ from raybroker.errors import RaybrokerError
 from raybroker.places import Place
 
 if TYPE_CHECKING:
-    from deltalake import DeltaTable
-
     from raybroker.cluster.audit import Audit
 
 LOOK_SECONDS = 15.0
@@ -31,7 +29,7 @@ class Tables:
 
     def __init__(self, root: Place, clock: Callable[[], float] = time.monotonic) -> None:
         self.root, self.clock = root, clock
-        self._handles: dict[Place, DeltaTable] = {}
+        self._handles: dict[Place, Any] = {}  # of deltalake
         self._looked = -LOOK_SECONDS
         self._known: dict[str, Any] = {}
 
@@ -40,7 +38,7 @@ class Tables:
         if self.clock() - self._looked >= LOOK_SECONDS:
             try:
                 self._known = self._look()
-            except (RaybrokerError, OSError) as error:
+            except Exception as error:  # damage as deltalake tells it too: whoever watches is told the rest
                 logger.warning("the archive's tables could not be looked at: %s", error)
             self._looked = self.clock()
         return self._known

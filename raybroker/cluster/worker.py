@@ -151,7 +151,7 @@ class Worker:
                 if self._trouble and self._now() >= self._again_at:
                     self._begin_again()
                 self._packets = self.source.poll(most, self.limits.seconds, int(self.limits.megabytes * 1e6))
-            except AwayError as error:
+            except (AwayError, FencedError) as error:  # fenced: while it was assigned, another was assigned too
                 self._packets = []
                 self._wait(error)
         return taken(self._packets)
@@ -193,7 +193,7 @@ class Worker:
         noted = (*report.incidents, *told)
         return replace(report, fenced=True, drained=False, trouble=self._trouble, incidents=noted)
 
-    def _wait(self, error: AwayError) -> None:
+    def _wait(self, error: AwayError | FencedError) -> None:
         """Drop the turn, keep the partitions, and try again after a while, which is short: disks come back."""
         self._trouble = str(error)
         self._again_at = self._now() + TROUBLE_SECONDS[min(self._tries, len(TROUBLE_SECONDS) - 1)]

@@ -174,3 +174,15 @@ def test_an_error_of_our_own_is_not_hidden_as_trouble(world: World, monkeypatch:
     monkeypatch.setattr(world.worker.books.table, "append", failing(KeyError("a bug")))
     with pytest.raises(KeyError):
         world.worker.turn()
+
+
+def test_a_worker_fenced_while_it_is_assigned_is_assigned_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are assigned at once: what `start` raises comes out of `poll`."""
+    with monkeypatch.context() as broken:
+        broken.setattr(world.worker.source, "poll", failing(FencedError("another worker writes the outputs")))
+        assert "another worker writes" in world.worker.turn().trouble
+    world.time += 10.0
+    assert world.worker.turn().alerts == 60
+    world.check()
