@@ -19,7 +19,7 @@ from rich.status import Status
 from rich.table import Table
 
 from raybroker.cluster.tally import Tally
-from raybroker.errors import SettingsError
+from raybroker.errors import RaybrokerError, SettingsError
 from raybroker.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 COMPACT_SECONDS = 60.0
 BEAT_SECONDS = 1.0
 LOG_SECONDS = 10.0
+ONCE_SECONDS = 60.0  # for which a run for cron waits for what is away
 
 
 class Crew(Protocol):
@@ -65,10 +66,35 @@ def run(
         from raybroker.cluster.heartbeat import Heartbeat
 
         watch = Watch(console, Heartbeat(settings.archive.root), report)
-        follow(crew, console, lambda: stopped() or (once and crew.drained()), watch)
+        patience = Patience()
+        follow(crew, console, lambda: stopped() or (once and (crew.drained() or patience.over(crew))), watch)
+        trouble = patience.trouble
     if report is not None:
         write_report(crew.tally, report)
     console.print(summary(crew.tally))
+    if trouble:
+        raise RaybrokerError(f"not all was read, since for {ONCE_SECONDS:g} s nothing went on: {trouble}")
+
+
+@dataclass
+class Patience:
+    """How long a run for cron waits for what is away: a trouble that lasts ends it, the next run goes on."""
+
+    clock: Callable[[], float] = time.monotonic
+    trouble: str = ""
+    _received: int = -1
+    _since: float = 0.0
+
+    def over(self, crew: Crew) -> bool:
+        """Whether there has been a trouble, and nothing received, for `ONCE_SECONDS`."""
+        if not crew.troubles or crew.tally.received != self._received:
+            self._received = crew.tally.received if crew.troubles else -1
+            self._since = self.clock()
+            return False
+        if self.clock() - self._since < ONCE_SECONDS:
+            return False
+        self.trouble = "; ".join(f"{name}: {said}" for name, said in crew.troubles.items())
+        return True
 
 
 def _prepare(settings: Settings, reach_kafka: bool) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from raybroker.archive import provenance
@@ -39,6 +40,7 @@ from raybroker.surveys import Survey
 log = logging.getLogger("raybroker")
 
 IDLE_SECONDS = 0.1
+IDLE_REMOTE_SECONDS = 1.0  # where each look at the archive is a request
 CATALOGUE_SECONDS = 20.0
 ASK_SECONDS = 5.0  # how often the list is chosen anew while no label comes
 HEAD = ("outcome", "survey", "alert_id", "object_id", "mjd", "ra", "dec", "flux")
@@ -114,7 +116,7 @@ class Trainer:
         if self.clock() - self._released > self.settings.release_minutes * 60:
             self.release("clock")
         if not arrived and not learned:
-            time.sleep(IDLE_SECONDS)
+            time.sleep(IDLE_SECONDS if isinstance(self.root, Path) else IDLE_REMOTE_SECONDS)
         return self._lesson(learned, time.perf_counter() - start)
 
     def _lesson(self, learned: int, seconds: float) -> Lesson:
