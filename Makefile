@@ -12,7 +12,8 @@ demo: $(VENV)/.run  ## the main job end to end; NIGHT=file.tar.gz for real packe
 	$(BIN)/raybroker demo $(if $(NIGHT),--night $(NIGHT)) $(FLAGS)
 
 test: lint  ## everything that must hold
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/chaos --ignore=tests/soak
+	$(BIN)/python -m pytest tests/chaos tests/soak
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -71,5 +71,7 @@ def application(settings: Settings) -> serve.Application:
     ingress = serve.ingress(app)()
     made = options(settings.service)
     if TOKENS_VARIABLE in os.environ:  # the nodes of a cluster have an environment of their own
-        made["ray_actor_options"]["runtime_env"] = {"env_vars": {TOKENS_VARIABLE: os.environ[TOKENS_VARIABLE]}}
+        made["ray_actor_options"]["runtime_env"] = {
+            "env_vars": {TOKENS_VARIABLE: os.environ[TOKENS_VARIABLE]}
+        }
     return serve.deployment(ingress, name="service", **made).bind()

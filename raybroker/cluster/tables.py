@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -31,17 +32,25 @@ class Tables:
         self.root, self.clock = root, clock
         self._handles: dict[Place, Any] = {}  # of deltalake
         self._looked = -LOOK_SECONDS
+        self._looking = threading.Lock()  # one thread looks, the others are told what was known
         self._known: dict[str, Any] = {}
 
     def __call__(self) -> dict[str, Any]:
         """By table; `free_bytes` of the disk, None in an object store; `audits` by survey."""
-        if self.clock() - self._looked >= LOOK_SECONDS:
+        if self.clock() - self._looked >= LOOK_SECONDS and self._looking.acquire(blocking=False):
             try:
-                self._known = self._look()
-            except Exception as error:  # damage as deltalake tells it too: whoever watches is told the rest
-                logger.warning("the archive's tables could not be looked at: %s", error)
-            self._looked = self.clock()
+                self._known = self._look_or_known()
+                self._looked = self.clock()
+            finally:
+                self._looking.release()
         return self._known
+
+    def _look_or_known(self) -> dict[str, Any]:
+        try:
+            return self._look()
+        except Exception as error:  # damage as deltalake tells it too: whoever watches is told the rest
+            logger.warning("the archive's tables could not be looked at: %s", error)
+            return self._known
 
     def _look(self) -> dict[str, Any]:
         found = compact.tables(self.root) if store.exists(self.root) else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 
 from fastapi import HTTPException
@@ -34,10 +36,11 @@ class Guard:
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self.app = app
-        names = ["method", "path", "status"]
+        names = ["method", "path", "status", "replica"]
+        self.replica = f"{platform.node()}-{os.getpid()}"  # a scrape reaches any of several
         self.requests = Counter("raybroker_http_requests", "HTTP requests", names, registry=registry)
         self.seconds = Histogram(
-            "raybroker_http_seconds", "Seconds until answered", ["path"], registry=registry
+            "raybroker_http_seconds", "Seconds until answered", ["path", "replica"], registry=registry
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,8 +62,8 @@ class Guard:
         finally:
             path = getattr(scope.get("route"), "path", "unknown")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self.requests.labels(method, path, str(status)).inc()
-            self.seconds.labels(path).observe(time.perf_counter() - start)
+            self.requests.labels(method, path, str(status), self.replica).inc()
+            self.seconds.labels(path, self.replica).observe(time.perf_counter() - start)
 
 
 def _headers(path: str) -> list[tuple[bytes, bytes]]:

@@ -1,8 +1,9 @@
 """What `GET /metrics` tells Prometheus: of the stream, the stages, the models, the archive, and this replica's requests.
 
-Numbers of workers and trainer are the supervisor's, from `running.json`; they begin anew when it does. Those of alerts
-and of the archive come from the archive: they go on where they were. All but the HTTP requests are the same at every
-replica. Labels are bounded: reasons are classes (see `cluster.gauges`), paths are the routes'.
+Counters are the supervisor's, from `running.json`: they begin anew when it does, never fall otherwise, and are the same
+at every replica, whichever a scrape reaches. HTTP requests are a replica's own, and name it. What a replica finds out by
+itself, and may be a moment behind with (archive, models), is a gauge: a counter that falls looks like a restart.
+Labels are bounded: reasons are classes (see `cluster.gauges`), paths are the routes'.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ SUMS = {  # of one survey: key in `running.json` → metric, what it counts
     "unknown_fields": ("raybroker_unknown_fields", "Fields of packets that nobody knows"),
 }
 PARTS = {  # the same, one level deeper: metric, label, what it counts
+    "outcomes": ("raybroker_alerts", "outcome", "Alerts received, by what became of them"),
     "sent": ("raybroker_sent", "topic", "Outputs sent"),
     "seconds": ("raybroker_stage_seconds", "stage", "Seconds in a stage of the turns, over all workers"),
     "cpu_seconds": ("raybroker_stage_cpu_seconds", "stage", "Seconds of CPU of the workers' own threads"),
     "step_seconds": ("raybroker_step_seconds", "step", "Seconds in a step, a part of the stage 'pipeline'"),
 }
-TABLE = {  # of a table's log: key → metric, what it is, whether it only rises
-    "commits": ("raybroker_archive_commits", "Commits to a table", True),
-    "merges": ("raybroker_archive_merges", "Merges of small files: commits of compaction", True),
-    "files": ("raybroker_archive_live_files", "Live files of a table", False),
-    "bytes": ("raybroker_archive_bytes", "Bytes in the live files of a table", False),
+TABLE = {  # of a table's log: key → metric, what it is
+    "commits": ("raybroker_archive_commits", "Commits to a table so far"),
+    "merges": ("raybroker_archive_merges", "Merges of small files so far: commits of compaction"),
+    "files": ("raybroker_archive_live_files", "Live files of a table"),
+    "bytes": ("raybroker_archive_bytes", "Bytes in the live files of a table"),
 }
 RELEASES = {
     "logged": ("raybroker_releases_logged", "Releases logged to MLflow", True),
@@ -73,8 +75,8 @@ class Numbers:
         sums: dict[tuple[str, str], int] = {}
         for (survey, _, outcome, _), count in self.desk.view.totals().items():
             sums[survey, outcome] = sums.get((survey, outcome), 0) + count
-        about, rows = "Alerts received, as the archive tells", [(*key, n) for key, n in sums.items()]
-        yield _counter("raybroker_alerts", about, ("survey", "outcome"), rows)
+        about, rows = "Alerts in the archive", [(*key, count) for key, count in sums.items()]
+        yield _gauge("raybroker_archived_alerts", about, ("survey", "outcome"), rows)
 
     def _here(self) -> Iterator[Metric]:
         yield _gauge("raybroker_alerts_in_memory", "Rows that /alerts lists", (), [(len(self.desk.view),)])
@@ -133,19 +135,20 @@ def workers(told: Told) -> Iterator[Metric]:
     """The turns of every survey's workers, summed, and their lag."""
     surveys = told.get("numbers", {}).get("surveys", {})
     for key, (name, about) in SUMS.items():
-        yield _counter(name, about, ("survey",), ((survey, own[key]) for survey, own in surveys.items()))
+        sums = ((survey, own.get(key, 0)) for survey, own in surveys.items())
+        yield _counter(name, about, ("survey",), sums)
     for key, (name, label, about) in PARTS.items():
-        rows = ((survey, *pair) for survey, own in surveys.items() for pair in own[key].items())
+        rows = ((survey, *pair) for survey, own in surveys.items() for pair in own.get(key, {}).items())
         yield _counter(name, about, ("survey", label), rows)
     reasons = (
         (survey, outcome, *pair)
         for survey, own in surveys.items()
-        for outcome, counts in own["reasons"].items()
+        for outcome, counts in own.get("reasons", {}).items()
         for pair in counts.items()
     )
     about = "Why: the cut that rejected, the step that failed, the kind of a dead packet's fault"
     yield _counter("raybroker_reasons", about, ("survey", "outcome", "reason"), reasons)
-    rates = ((survey, own["rate"]) for survey, own in surveys.items())
+    rates = ((survey, own.get("rate", 0.0)) for survey, own in surveys.items())
     yield _gauge("raybroker_alerts_per_second", "Over the last ten seconds", ("survey",), rates)
     lags = ((survey_of(worker), worker, lag) for worker, lag in told.get("lags", {}).items())
     yield _gauge("raybroker_lag", "Packets that wait in a worker's partitions", ("survey", "worker"), lags)
@@ -166,9 +169,8 @@ def trainer(told: Told) -> Iterator[Metric]:
 def archive(told: Told) -> Iterator[Metric]:
     """The tables, the disk, and the last audits."""
     tables, audits = told.get("tables", {}), told.get("audits", {})
-    for key, (name, about, rises) in TABLE.items():
-        rows = [(table, own[key]) for table, own in tables.items()]
-        yield (_counter if rises else _gauge)(name, about, ("table",), rows)
+    for key, (name, about) in TABLE.items():
+        yield _gauge(name, about, ("table",), [(table, own[key]) for table, own in tables.items()])
     free = _known(told.get("free_bytes"))
     yield _gauge("raybroker_archive_free_bytes", "Room on the archive's disk", (), free)
     when = [(survey, own["when"]) for survey, own in audits.items()]

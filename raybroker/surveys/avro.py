@@ -27,6 +27,8 @@ from raybroker.surveys.schema import (
 )
 
 Booleans = npt.NDArray[np.bool_]
+NOTHING = Wanted({})
+FALLBACK_BYTES = 8 << 20  # of a body that fastavro reads: as Python objects it takes many times that
 
 _REASONS = {
     kernel.ENDS_EARLY: "it ends in the middle of field '{}'",
@@ -91,6 +93,7 @@ class Reader:
             return self._by_fastavro(parsed)
 
     def _by_fastavro(self, parsed: Any) -> Program:
+        compile_schema(parsed, NOTHING, Columns.of(NOTHING))  # refuses, say, arrays whose items take no bytes
         if self._own is None:
             self._own = compile_schema(self.own_schema, self.wanted, self.columns)
         return replace(self._own, fallback=parsed, top=top_fields(parsed))
@@ -99,6 +102,10 @@ class Reader:
         """A body in a form that the compiled walk can read: itself, or rewritten by fastavro; raises PacketError."""
         if body.program.fallback is None:
             return body
+        if len(body.data) > FALLBACK_BYTES:
+            raise PacketError(
+                f"it is larger than {FALLBACK_BYTES >> 20} MB, which is too much for its kind of schema"
+            )
         try:
             source, out = io.BytesIO(body.data), io.BytesIO()
             record = fastavro.schemaless_reader(source, body.program.fallback, None)

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -494,8 +495,8 @@ def test_the_status_says_how_many_answers_of_the_nights_budget_are_given(
 def test_metrics_are_prometheus_text(station: Any) -> None:
     station.get("/alerts/ztf:1")
     text = station.get("/metrics").text
-    assert 'raybroker_alerts_total{outcome="scored",survey="ztf"} 120.0' in text
-    assert 'path="/alerts/{alert_id}",status="404"' in text
+    assert 'raybroker_archived_alerts{outcome="scored",survey="ztf"} 120.0' in text
+    assert re.search(r'path="/alerts/{alert_id}",replica="[^"]+",status="404"', text)
     assert "raybroker_http_seconds_bucket" in text
 
 
