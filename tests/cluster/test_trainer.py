@@ -357,6 +357,10 @@ class Kept:
     def __init__(self) -> None:
         self.releases: list[Any] = []
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"logged": len(self.releases), "waiting": 0, "dropped": 0}
+
     def release(self, release: Any) -> None:
         self.releases.append(release)
 
