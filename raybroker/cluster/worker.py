@@ -151,12 +151,10 @@ class Worker:
                 if self._trouble and self._now() >= self._again_at:
                     self._begin_again()
                 self._packets = self.source.poll(most, self.limits.seconds, int(self.limits.megabytes * 1e6))
-            except (
-                AwayError,
-                FencedError,
-            ) as error:  # fenced: while it was assigned, another was assigned too
+            except (AwayError, FencedError) as error:  # fenced: another was assigned the same at that time
                 self._packets = []
-                self._wait(error)
+                if not self._trouble:  # else it is what we wait for already
+                    self._wait(error)
         return taken(self._packets)
 
     def finish(self, dead: Mapping[tuple[str, int, int], str] | None = None) -> Report:

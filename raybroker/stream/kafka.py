@@ -115,6 +115,8 @@ class KafkaSource:
 
     def poll(self, limit: int, seconds: float, max_bytes: int = MAX_BYTES) -> list[Packet]:
         """See `Source`. At most one packet's worth over `max_bytes`, as far as sizes can be foreseen."""
+        if self._failure is not None:  # the group still hears from us, and we hear what it decides
+            self._take(self._consumer.consume(1, timeout=seconds))
         self._raise_failure()
         self._check_topics()
         self._let_go()

@@ -179,10 +179,17 @@ def test_an_error_of_our_own_is_not_hidden_as_trouble(world: World, monkeypatch:
 def test_a_worker_fenced_while_it_is_assigned_is_assigned_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two are assigned at once: what `start` raises comes out of `poll`."""
+    """Two are assigned at once: what `start` raises comes out of every `poll` until the source begins again."""
+    source = world.worker.source
     with monkeypatch.context() as broken:
-        broken.setattr(world.worker.source, "poll", failing(FencedError("another worker writes the outputs")))
-        assert "another worker writes" in world.worker.turn().trouble
-    world.time += 10.0
+        broken.setattr(source, "poll", failing(FencedError("another worker writes the outputs")))
+        for _ in range(5):  # each says so again, and none puts the next try off
+            assert "another worker writes" in world.worker.turn().trouble
+            world.time += 0.09
+    rewound: list[float] = []
+    rewind = source.rewind
+    monkeypatch.setattr(source, "rewind", lambda: (rewound.append(world.time), rewind()))
+    world.time = 100.55
     assert world.worker.turn().alerts == 60
+    assert rewound == [100.55]
     world.check()
