@@ -30,6 +30,8 @@ from confluent_kafka import TopicCollection
 
 from raybroker import simulate
 from raybroker.alerts import Packet
+from raybroker.cuts.quality import real
+from raybroker.pipeline import plan
 from raybroker.stream import replay
 from raybroker.stream.packets import Place
 from raybroker.surveys import load
@@ -131,11 +133,12 @@ class Load(threading.Thread):
 
     def special(self) -> tuple[bytes, str]:
         """A packet that is not sent, and that every cut keeps; and its alert id."""
-        while True:
-            packet = self._next()
-            row = load("ztf").decode([packet]).batch.select(["alert_id", "reliability"]).to_pylist()[0]
-            if row["reliability"] > 0.9:
-                return packet.value or b"", str(row["alert_id"])
+        packets = [self._next() for _ in range(200)]
+        made = plan([real], load("ztf").schema, "ztf")
+        decoded = load("ztf").decode(packets)
+        kept = made.run(decoded.batch, decoded.bodies)
+        first = int(kept.kept_rows[0])
+        return packets[first].value or b"", str(kept.kept["alert_id"][0].as_py())
 
     def _next(self) -> Packet:
         with self._lock:
