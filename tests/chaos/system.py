@@ -391,6 +391,7 @@ class System:
             except Exception as error:
                 print(f"while stopping: {error}")
         self._started.clear()
+        self.http.close()
 
     # What can be looked at, and hurt.
 
