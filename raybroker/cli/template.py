@@ -39,7 +39,7 @@ megabytes = 16.0
 deadline_seconds = 60.0                 # a worker that overruns it is replaced, and the packet at fault found
 
 [steps]
-on = [{cuts}"basic", "early"]           # add "lightcurve" for 26 features per band (pip install raybroker[features])
+on = [{cuts}"basic", "early"]           # add "phases" for supernovae, "lightcurve" for 26 features per band (pip install raybroker[features])
 paths = ["steps"]                       # your own steps: any .py file in this folder
 # [steps.real]
 # min_rb = 0.55                         # any step's settings go into a table of its name
