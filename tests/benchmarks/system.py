@@ -212,11 +212,13 @@ def raybroker(folder: Path, kafka: KafkaServer, topic: str, **options: Any) -> I
             stderr=log,
             start_new_session=True,
         )
+    broker = Raybroker(process, folder, port)
     try:
-        yield Raybroker(process, folder, port)
+        yield broker
         process.send_signal(signal.SIGTERM)
         process.wait(60)
     finally:
+        broker.http.close()
         if process.poll() is None:
             process.kill()
             process.wait()
