@@ -218,8 +218,9 @@ def test_a_trainer_that_learns_all_its_labels_again_is_given_time(monkeypatch: p
     assert trainer.actor is not None
 
 
-def test_at_the_start_the_workers_come_before_the_trainer() -> None:
-    made = Supervisor(parse(ONE | {"models": {"m": {"classes": ["a", "b"]}}}))
+def test_at_the_start_the_workers_come_before_the_trainer(tmp_path: Path) -> None:
+    tree = ONE | {"models": {"m": {"classes": ["a", "b"]}}, "archive": {"root": str(tmp_path)}}
+    made = Supervisor(parse(tree))
     worker, trainer = made.seats
     now = time.monotonic()
     assert made._may_come(worker, now)
