@@ -24,7 +24,6 @@ from raybroker.stream.kafka import KafkaSink
 from tests.chaos.ledger import KILLER
 from tests.chaos.system import GROUP, NIGHT, PARTITIONS, SENT, SMALL, System, wait
 
-
 OUT_OF_SIGHT = 8.0  # seconds: longer than the group waits for a silent member (6 s)
 COMPACT = """
 import sys, time
