@@ -36,6 +36,12 @@ def parsed() -> Wish:
     parser.add_argument("--nodes", type=int, default=4, help="fake nodes at most, one worker each")
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--hold-minutes", type=float, default=0.5, help="before workers leave")
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=20.0,
+        help="what waits shall be gone in so long: less asks for more",
+    )
     parser.add_argument("--patience", type=float, default=300.0, help="seconds after the last visit")
     given = vars(parser.parse_args())
     sizes = {name: given.pop(name) for name in ("visits", "alerts", "peak", "cadence")}

@@ -67,6 +67,7 @@ class SurveySettings(Table):
     group: str = "raybroker"
     workers: Count = 2
     most_workers: Count | None = None  # more come with the load, up to so many; None: always `workers`
+    drain_seconds: Positive = 20.0  # more come if what waits would not be gone in so long
     hold_minutes: Positive = 90.0  # for so long nobody leaves who was needed
     kafka: Options = {}  # more librdkafka options, such as security.protocol
     schemas: Path | None = None  # rubin: a folder of .avsc files

@@ -220,6 +220,7 @@ class Watch:
             "deaths": tally.deaths,
             "numbers": tally.gauges.told(),
             "lags": dict(tally.lags),
+            "partition_lags": tally.partition_lags(),
             **crew.told(),
         }
         self.heartbeat.beat({**told, "workers": sorted(tally.lags), "troubles": crew.troubles})

@@ -23,6 +23,7 @@ from raybroker.places import Place
 from raybroker.service.messages import clean
 
 WATCH_SECONDS = 2.0
+WORST = 5  # partitions of a survey that are shown
 STAGES = ("poll", "segment", "decode", "pipeline", "commit", "route")
 Told = Mapping[str, Any]
 Look = Callable[[], dict[str, Any]]
@@ -76,7 +77,10 @@ def _print(told: Told, out: Console, as_json: bool) -> None:
 
 def board(told: Told) -> Group:
     """All tables that there is something to show in."""
-    tables = (surveys(told), asking.status_table(told), stages(told), models(told), tables_of(told))
+    tables = (
+        *(surveys(told), partitions(told), asking.status_table(told)),
+        *(stages(told), models(told), tables_of(told)),
+    )
     parts: list[Any] = [Text(sentence, style="red") for sentence in told.get("problems", ())]
     return Group(*parts, *(table for table in tables if table.row_count))
 
@@ -101,6 +105,16 @@ def surveys(told: Told) -> Table:
         counts = (own["turns"], own["fenced"], _of(survey, numbers.get("deaths", {})), own["expired"])
         shown = [f"{count:,}" for count in (*counts, sum(own["sent"].values()))]
         table.add_row(survey, f"{own['rate']:,.1f}", f"{lag:,}", working, *shown)
+    return table
+
+
+def partitions(told: Told) -> Table:
+    """Where most packets wait: the worst few partitions of each survey."""
+    table = _table(f"where packets wait: the {WORST} fullest partitions", ("survey", "topic", "partition"), ("lag",))
+    for survey, topics in told.get("partition_lags", {}).items():
+        rows = [(lag, topic, part) for topic, parts in topics.items() for part, lag in parts.items() if lag]
+        for lag, topic, part in sorted(rows, reverse=True)[:WORST]:
+            table.add_row(survey, escape(topic), part, f"{lag:,}")
     return table
 
 

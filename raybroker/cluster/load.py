@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +31,8 @@ from raybroker.synthetic import Sky
 
 SECONDS = 1.0  # between two samples
 BASE = 400  # packets that are multiplied
+CHUNK = 500  # packets that are read from a spool at once
+SPOOL = pa.schema([pa.field("value", pa.binary())])
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,27 @@ def packets(night: Path | None, seed: int = 1) -> Iterator[Packet]:
     return simulate.multiply(base, 10**9, seed)
 
 
+@dataclass(frozen=True)
+class Spool:
+    """Packets in a file, read without being made again."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, packets: Iterator[Packet], count: int, path: Path) -> Spool:
+        """So many of them, written to `path` as Arrow."""
+        with pa.ipc.new_file(str(path), SPOOL) as file:
+            for first in range(0, count, CHUNK):
+                values = [packet.value for packet in itertools.islice(packets, min(CHUNK, count - first))]
+                file.write(pa.record_batch([pa.array(values, pa.binary())], SPOOL))
+        return cls(path)
+
+    def __iter__(self) -> Iterator[Packet]:
+        with pa.memory_map(str(self.path)) as source, pa.ipc.open_file(source) as file:
+            for number in range(file.num_record_batches):
+                yield from (Packet(value) for value in file.get_batch(number)["value"].to_pylist())
+
+
 @dataclass
 class Stream:
     """Writes the visits to a topic in a thread of its own. `behind` is how late the latest burst was."""
@@ -114,13 +137,7 @@ class Stream:
 
     def start(self) -> None:
         """Begin the first visit."""
-        self._prepared = itertools.chain.from_iterable(self._visits())
         threading.Thread(target=self._run, daemon=True).start()
-
-    def _visits(self) -> Iterable[list[Packet]]:
-        """The packets, made some time before they are due."""
-        while chunk := list(itertools.islice(self.packets, 500)):
-            yield chunk
 
     def _run(self) -> None:
         try:
@@ -128,7 +145,7 @@ class Stream:
             for due, count in self.rhythm.due():
                 time.sleep(max(0.0, self.begun + due - time.monotonic()))
                 self.behind = max(self.behind, time.monotonic() - self.begun - due)
-                for packet in itertools.islice(self._prepared, count):
+                for packet in itertools.islice(self.packets, count):
                     self.producer.send(self.topic, packet, self.sent % self.partitions)
                     self.sent += 1
             self.producer.flush()

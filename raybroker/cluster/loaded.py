@@ -36,6 +36,7 @@ class Wish:
     most_workers: int = 4
     nodes: int = 4
     partitions: int = 8
+    drain_seconds: float = 20.0
     hold_minutes: float = 0.5
     patience: float = 300.0
     rhythm: load.Rhythm = field(default_factory=load.Rhythm)
@@ -44,8 +45,8 @@ class Wish:
 def run(wish: Wish) -> bool:
     """The whole test; True if nothing was lost and everything was read."""
     console = Console(highlight=False)
-    with _kafka(wish) as servers, _root(wish) as root, _ray(wish) as address:
-        made = _driven(wish, servers, root, address)
+    with _spool(wish, console) as spool, _kafka(wish) as servers, _root(wish) as root, _ray(wish) as address:
+        made = _driven(wish, servers, root, address, spool)
     for file in made.write(wish.report):
         console.print(f"wrote [bold]{file}[/]")
     for name, value in made.numbers().items():
@@ -53,7 +54,7 @@ def run(wish: Wish) -> bool:
     return made.lost == 0 and made.numbers()["drained"]
 
 
-def _driven(wish: Wish, servers: str, root: Path, address: str) -> load.Run:
+def _driven(wish: Wish, servers: str, root: Path, address: str, spool: load.Spool) -> load.Run:
     from raybroker.cluster import assemble, supervisor
 
     topic = f"load-{int(time.time())}"
@@ -64,7 +65,7 @@ def _driven(wish: Wish, servers: str, root: Path, address: str) -> load.Run:
     crew = supervisor.Supervisor(settings)
     try:
         _until_ready(crew, wish)
-        stream = load.Stream(Producer(servers), topic, wish.partitions, wish.rhythm, load.packets(wish.night))
+        stream = load.Stream(Producer(servers), topic, wish.partitions, wish.rhythm, iter(spool))
         samples = load.drive(crew, stream, supervisor.nodes, wish.workers, wish.patience)
     finally:
         crew.stop()
@@ -89,6 +90,7 @@ def settings_of(wish: Wish, servers: str, topic: str, root: Path, address: str) 
         "group": topic,
         "workers": wish.workers,
         "most_workers": wish.most_workers,
+        "drain_seconds": wish.drain_seconds,
         "hold_minutes": wish.hold_minutes,
     }
     return settings_file.parse(
@@ -109,8 +111,19 @@ def _about(wish: Wish) -> dict[str, object]:
         "packets": wish.night.name if wish.night else "simulated, without cutouts",
         "nodes": f"fake, at most {wish.nodes}" if not wish.address else wish.address,
         "workers": f"{wish.workers} to {wish.most_workers}",
+        "drain_seconds": wish.drain_seconds,
         "partitions": wish.partitions,
     }
+
+
+@contextmanager
+def _spool(wish: Wish, console: Console) -> Iterator[load.Spool]:
+    """All packets, made before anything is measured: to make one takes longer than to read it."""
+    with tempfile.TemporaryDirectory(prefix="raybroker-spool-") as folder:
+        seen = console.status(f"making {wish.rhythm.total:,} packets")
+        with seen:
+            made = load.Spool.of(load.packets(wish.night), wish.rhythm.total, Path(folder) / "packets.arrow")
+        yield made
 
 
 @contextmanager

@@ -182,7 +182,9 @@ class Supervisor:
         own = self.settings.surveys[survey]  # type: ignore[index]
         seen = self.meters[survey].seen(now, self.lag(survey))
         before = self.sizes[survey].workers
-        limits = scaling.Limits(own.workers, own.most, hold_seconds=60 * own.hold_minutes)
+        limits = scaling.Limits(
+            own.workers, own.most, drain_seconds=own.drain_seconds, hold_seconds=60 * own.hold_minutes
+        )
         self.sizes[survey] = scaling.target(self.sizes[survey], seen, limits)
         size = self.sizes[survey].workers
         if size == before:

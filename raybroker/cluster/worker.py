@@ -68,7 +68,8 @@ class Report:
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
     expired: int = 0  # offsets that Kafka deleted before they were read
     no_record: int = 0  # offsets that never held a packet: markers, aborted or compacted records
-    lag: int = 0
+    lag: int = 0  # packets that wait in all its partitions
+    lags: Mapping[Key, int] = field(default_factory=dict)  # in each of them, those without any included
     drained: bool = False  # all is polled that was there when the partitions were assigned
     fenced: bool = False
     trouble: str = ""  # what is away, so that the turn must be tried again; for a person
@@ -176,7 +177,7 @@ class Worker:
 
     def _idle(self, trouble: str = "") -> Report:
         return Report(
-            lag=self.source.lag(),
+            **self._waiting(),
             drained=not trouble and self._drained(),
             trouble=trouble,
             snapshots=dict(self.snapshots),
@@ -324,7 +325,7 @@ class Worker:
             expired=_size(missing, "expired"),
             no_record=_size(missing, gaps.NO_RECORD),
             drained=self._drained(),
-            lag=self.source.lag(),
+            **self._waiting(),
             snapshots=dict(self.snapshots),
             incidents=incidents.of_rows(rows),
             seconds=dict(self._clock.seconds),
@@ -336,6 +337,10 @@ class Worker:
         if self._now() - self._hinted >= HINT_SECONDS:
             self._hinted = self._now()
             self.source.commit(self.books.positions(self.source.places.values()))
+
+    def _waiting(self) -> dict[str, Any]:
+        lags = self.source.lags()
+        return {"lag": sum(lags.values()), "lags": lags}
 
     def _drained(self) -> bool:
         try:

@@ -152,6 +152,19 @@ def workers(told: Told) -> Iterator[Metric]:
     yield _gauge("raybroker_alerts_per_second", "Over the last ten seconds", ("survey",), rates)
     lags = ((survey_of(worker), worker, lag) for worker, lag in told.get("lags", {}).items())
     yield _gauge("raybroker_lag", "Packets that wait in a worker's partitions", ("survey", "worker"), lags)
+    yield partition_lag(told.get("partition_lags", {}))
+
+
+def partition_lag(told: Told) -> Metric:
+    """What waits in every partition that is read now; of very many, the sum of the emptier ones as 'other'."""
+    rows = (
+        (survey, topic, *pair)
+        for survey, topics in told.items()
+        for topic, partitions in topics.items()
+        for pair in partitions.items()
+    )
+    about = "Packets that wait in a partition"
+    return _gauge("raybroker_partition_lag", about, ("survey", "topic", "partition"), rows)
 
 
 def trainer(told: Told) -> Iterator[Metric]:

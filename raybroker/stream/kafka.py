@@ -175,9 +175,9 @@ class KafkaSource:
         except ck.KafkaException as error:
             LOG.debug("the hint of positions was refused: %s", error)
 
-    def lag(self) -> int:
-        """See `Source`."""
-        return sum(max(0, self._high(key) - position) for key, position in self._next.items())
+    def lags(self) -> dict[TopicPartition, int]:
+        """See `Source`; what librdkafka last heard with a fetch."""
+        return {key: max(0, self._high(key) - position) for key, position in self._next.items()}
 
     def _high(self, key: TopicPartition) -> int:
         found = self._consumer.get_watermark_offsets(ck.TopicPartition(*key), cached=True)

@@ -68,13 +68,13 @@ class MemorySource:
         """See `Source`."""
         self.committed.update(positions)
 
-    def lag(self) -> int:
+    def lags(self) -> dict[TopicPartition, int]:
         """See `Source`."""
-        return sum(map(self._left, self.places))
+        return {key: self._left(key) for key in self.places}
 
     def end_reached(self) -> bool:
         """See `Source`."""
-        return self.lag() == 0
+        return not any(self.lags().values())
 
     def rewind(self) -> None:
         """See `Source`."""

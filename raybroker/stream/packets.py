@@ -83,8 +83,8 @@ class Source(Protocol):
     def commit(self, positions: Mapping[Place, int]) -> None:
         """Tell the stream, as a hint for lag monitors, what the archive holds; it never waits and never raises."""
 
-    def lag(self) -> int:
-        """How many offsets wait to be polled, as far as is known without asking."""
+    def lags(self) -> dict[TopicPartition, int]:
+        """How many offsets of each place assigned now wait to be polled, as far as is known without asking."""
 
     def end_reached(self) -> bool:
         """Whether everything was polled that was there when the places were first assigned (for `run --once`)."""

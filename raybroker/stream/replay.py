@@ -190,9 +190,10 @@ class ReplaySource:
     def commit(self, positions: Mapping[Place, int]) -> None:
         """See `Source`; nobody listens."""
 
-    def lag(self) -> int:
-        """1 while packets are left, else 0: a tarball does not say how many it holds."""
-        return 0 if self.end_reached() else 1
+    def lags(self) -> dict[TopicPartition, int]:
+        """1 where the next packet is of, else 0: a tarball does not say how many it holds."""
+        head = None if self._head is None else (self._head[1].topic, self._head[1].partition)
+        return {key: int(key == head) for key in self.places}
 
     def end_reached(self) -> bool:
         """See `Source`."""

@@ -17,7 +17,7 @@ import pytest
 from raybroker.alerts import Packet
 from raybroker.cluster import load
 from raybroker.cluster.fake_nodes import configuration
-from raybroker.cluster.load import Rhythm, Run, Sample, Stream
+from raybroker.cluster.load import Rhythm, Run, Sample, Spool, Stream
 from raybroker.cluster.tally import Tally
 from raybroker.cluster.worker import Report
 from tests.cluster import worlds
@@ -81,6 +81,12 @@ class Turns:
 def stream_of(producer: Any) -> Stream:
     numbers = (Packet(str(i).encode()) for i in itertools.count())
     return Stream(producer, "t", 4, Rhythm(2, 20, 40, 5, 0.05, 0.1), numbers)
+
+
+def test_a_spool_gives_the_packets_that_were_put_in_and_no_more(tmp_path: Path) -> None:
+    made = (Packet(str(i).encode()) for i in itertools.count())
+    spool = Spool.of(made, 1_201, tmp_path / "packets.arrow")
+    assert [int(packet.value or b"") for packet in spool] == list(range(1_201))
 
 
 def test_all_visits_are_written_in_order_round_robin_and_read() -> None:

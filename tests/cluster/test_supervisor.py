@@ -65,7 +65,7 @@ class Crew(Supervisor):
         options = {"num_cpus": self.settings.ray.cpus_per_worker, "max_restarts": 0}
         return supervisor.ray.remote(Dummy).options(**options).remote(self.folder, seat.name)
 
-    def until(self, what: Callable[[], bool], seconds: float = 60.0) -> None:
+    def until(self, what: Callable[[], bool], seconds: float = 180.0) -> None:
         end = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < end, (self.told(), self.troubles)
