@@ -9,38 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ("cluster.yaml", "docs/operations/aws.yaml", "docs/operations/gcp.yaml")
+KUBERNETES = "1.30"  # whose published schemas the manifests must pass, strictly
 CRD = "RAYBROKER_RAYSERVICE_CRD"  # a file: ray.io_rayservices.yaml of a KubeRay release
 
-# The fields that the manifest uses, as the reference of KubeRay 1.6 and of Kubernetes name them. "*": whatever key.
-CONTAINER = {
-    "name": str,
-    "image": str,
-    "command": list,
-    "args": list,
-    "env": list,
-    "envFrom": list,
-    "ports": list,
-    "resources": {"requests": {"cpu": str, "memory": str}, "limits": {"cpu": str, "memory": str}},
-    "volumeMounts": list,
-}
-POD = {"metadata": {"labels": {"*": str}}, "spec": {"containers": [CONTAINER], "volumes": list}}
+# The fields of KubeRay's own that the manifest uses, as its generated reference of 1.6 and 1.7 names them
+# (docs.ray.io: "KubeRay CRD API reference"). "*": whatever key; a set: one of these. The pods are Kubernetes' own.
+POD = dict
 RAY_GROUP = {"rayStartParams": {"*": str}, "template": POD}
 RAYSERVICE = {
     "apiVersion": str,
     "kind": str,
     "metadata": {"name": str},
     "spec": {
-        "upgradeStrategy": {"type": str},
+        "upgradeStrategy": {"type": {"None", "NewCluster", "NewClusterWithIncrementalUpgrade"}},
         "serveConfigV2": str,
         "rayClusterConfig": {
             "rayVersion": str,
-            "authOptions": {"mode": str, "secretName": str},
+            "authOptions": {"mode": {"disabled", "token"}, "secretName": str},
             "enableInTreeAutoscaling": bool,
             "autoscalerOptions": {"idleTimeoutSeconds": int},
             "headGroupSpec": RAY_GROUP,
@@ -74,7 +66,7 @@ def wrong(value: Any, allowed: Any, path: str = "") -> Iterator[str]:
     elif isinstance(allowed, list):
         for i, inner in enumerate(value):
             yield from wrong(inner, allowed[0], f"{path}[{i}]")
-    elif type(value) is not allowed:
+    elif value not in allowed if isinstance(allowed, set) else type(value) is not allowed:
         yield f"{path} is {value!r}"
 
 
@@ -137,11 +129,32 @@ def test_the_rayservice_has_fields_that_kuberay_knows() -> None:
     assert service["spec"]["rayClusterConfig"]["authOptions"]["mode"] == "token"
 
 
+def pods() -> list[dict[str, Any]]:
+    """The pods of head and workers, as Kubernetes knows them."""
+    cluster = manifests()[0]["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [{"apiVersion": "v1", "kind": "PodTemplate", "template": group["template"]} for group in groups]
+
+
+def test_all_that_is_kubernetes_own_passes_its_published_schemas() -> None:
+    for manifest in [*pods(), *manifests()[1:]]:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
+    head, _ = pods()
+    head["template"]["spec"]["containers"][0]["volumeMount"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="volumeMount"):
+        kubernetes_validate.validate(head, KUBERNETES, strict=True)
+
+
 def test_a_field_that_kuberay_does_not_know_is_found() -> None:
     service, *_ = manifests()
+    service["spec"]["rayClusterConfig"]["authOptions"]["mode"] = "tokens"
     service["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParam"] = {}
     service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["replicas"] = "1"
     assert list(wrong(service, RAYSERVICE)) == [
+        ".spec.rayClusterConfig.authOptions.mode is 'tokens'",
         ".spec.rayClusterConfig.headGroupSpec.rayStartParam is no field",
         ".spec.rayClusterConfig.workerGroupSpecs[0].replicas is '1'",
     ]
