@@ -84,6 +84,7 @@ class Desk:
         None
     )  # seconds from publication until readable here, of the newest
     followed: Callable[[], float | None] = lambda: None  # when the archive was last followed to its end
+    refresh: Callable[[], None] = lambda: None  # looks now at what other servers have recorded
     tables: Callable[[], Mapping[str, Any]] = _nothing  # of the archive's log: `cluster.tables.Tables`
     clock: Callable[[], float] = time.time
     _writing: threading.Lock = field(default_factory=threading.Lock)
@@ -96,7 +97,7 @@ class Desk:
     @property
     def door(self) -> Door:
         """What may be recorded."""
-        return Door(self.models, self.raw, self.asked, self.clock)
+        return Door(self.models, self.raw, self._label, self.clock)
 
     def alert(self, alert_id: str) -> Row:
         """Everything known of an alert: history, the survey's fields, every step's column, questions and labels."""
@@ -174,7 +175,7 @@ class Desk:
 
         `HeldError` if somebody else does; `ConflictError` if it is answered.
         """
-        row = self.asked.query(query_id)
+        row = self._question(query_id)
         if row is None or row["model"] not in self.models:
             raise UnknownError(f"no question '{query_id}' is open; GET /queries lists those that are")
         if self.asked.is_answered(row):
@@ -182,6 +183,20 @@ class Desk:
         with self._claiming:
             held = self._claimed(row, who, give_back)
         return {"query_id": query_id} | _holding(held)
+
+    def _question(self, query_id: str) -> Row | None:
+        """An open question, by whichever server it was heard of first."""
+        if (known := self.asked.query(query_id)) is None:
+            self.refresh()
+            known = self.asked.query(query_id)
+        return known
+
+    def _label(self, event_id: str) -> Label | None:
+        """A label, by whichever server it was recorded."""
+        if (known := self.asked.label(event_id)) is None:
+            self.refresh()
+            known = self.asked.label(event_id)
+        return known
 
     def _claimed(self, row: Row, who: str, give_back: bool) -> Claim | None:
         length = 60 * self.models[row["model"]].claim_minutes
@@ -213,9 +228,12 @@ class Desk:
         `UnknownError` for an alert, or an earlier label, that nobody knows.
         """
         label = self.door.label(given, who, self._known_alert)
-        if known := self.asked.label(label.event_id):
-            return again(known, label), True
-        return label, not self.write([asked.row_of(label, given.get("snapshot"))])
+        known = self.asked.label(label.event_id)
+        if known is None:
+            if self.write([asked.row_of(label, given.get("snapshot"))]):
+                return label, False
+            known = self._label(label.event_id) or label  # another server has recorded it
+        return again(known, label), True
 
     def write(self, rows: Sequence[Row]) -> int:
         """Rows of the `labels` log onto the disk; how many of them were not there before."""

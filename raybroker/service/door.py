@@ -10,7 +10,7 @@ from typing import Any
 from raybroker.errors import RaybrokerError, UnknownError, did_you_mean
 from raybroker.learning import labels
 from raybroker.learning.labels import Label
-from raybroker.service.asked import Asked, Row
+from raybroker.service.asked import Row
 from raybroker.settings import ModelSettings
 
 FUTURE_SECONDS = 60.0  # clocks of two machines differ
@@ -30,11 +30,11 @@ class ConflictError(RaybrokerError):
 
 @dataclass(frozen=True)
 class Door:
-    """Makes labels of what clients send. `raw` is `[labels] classes`; `asked` knows the labels that are replaced."""
+    """Makes labels of what clients send. `raw` is `[labels] classes`; `known` finds the label that is replaced."""
 
     models: Mapping[str, ModelSettings]
     raw: Sequence[str]
-    asked: Asked
+    known: Callable[[str], Label | None]
     clock: Callable[[], float]
 
     def label(self, given: Mapping[str, Any], who: str, alert_of: Callable[[str], Row]) -> Label:
@@ -63,7 +63,7 @@ class Door:
     def _replaced(self, given: Mapping[str, Any]) -> Label | None:
         if given.get("replaces") is None:
             return None
-        replaced = self.asked.label(given["replaces"])
+        replaced = self.known(given["replaces"])
         if replaced is None:
             raise UnknownError(f"no label '{given['replaces']}' is known, so that it cannot be replaced")
         return replaced

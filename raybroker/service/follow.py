@@ -51,6 +51,7 @@ class Follower:
         self.root, self.view, self.asked, self.clock = root, view, asked, clock
         self.surveys = {name: _SurveyTail(root, name, view) for name in surveys}
         self._logs = {name: _LogTail(root, name) for name in LOGS}
+        self._reading = threading.Lock()  # of the logs
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.last_look = 0.0
@@ -67,11 +68,16 @@ class Follower:
             if rows is not None and len(rows):
                 new += len(rows)
                 self._measure(rows)
-        for name, log in self._logs.items():
-            if rows := log.step():
-                getattr(self.asked, f"add_{name}")(rows)
+        self.refresh()
         self.last_look, self.error = self.clock(), ""
         return new
+
+    def refresh(self) -> None:
+        """One look at the logs now: what another server has just recorded may be asked about here."""
+        with self._reading:
+            for name, log in self._logs.items():
+                if rows := log.step():
+                    getattr(self.asked, f"add_{name}")(rows)
 
     def _measure(self, rows: pa.Table) -> None:
         newest = pc.max(rows["published"]).as_py()

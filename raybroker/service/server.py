@@ -62,6 +62,7 @@ def build(settings: Settings) -> FastAPI:
         status=heartbeat.read,
         delay=lambda: follower.delay,
         followed=lambda: follower.last_look or None,
+        refresh=follower.refresh,
         tables=Tables(root),
     )
     follower.start()
