@@ -218,7 +218,7 @@ def test_a_body_that_python_would_blow_up_is_refused(ztf_packets: Any) -> None:
     head, many = out.getvalue()[:-1], 9 << 20
     plain = head + containers.write_long(many) + bytes(many) + b"\0"
     (bad,) = surveys.load("ztf").decode([Packet(deflated(plain, json.dumps(schema).encode()))]).bad
-    assert "larger than 8 MB" in bad.reason
+    assert "larger than 1 MB" in bad.reason
 
 
 def test_a_cutouts_bomb_is_refused_over_http(station: Station) -> None:

@@ -110,7 +110,9 @@ def surveys(told: Told) -> Table:
 
 def partitions(told: Told) -> Table:
     """Where most packets wait: the worst few partitions of each survey."""
-    table = _table(f"where packets wait: the {WORST} fullest partitions", ("survey", "topic", "partition"), ("lag",))
+    table = _table(
+        f"where packets wait: the {WORST} fullest partitions", ("survey", "topic", "partition"), ("lag",)
+    )
     for survey, topics in told.get("partition_lags", {}).items():
         rows = [(lag, topic, part) for topic, parts in topics.items() for part, lag in parts.items() if lag]
         for lag, topic, part in sorted(rows, reverse=True)[:WORST]:

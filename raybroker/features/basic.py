@@ -45,7 +45,14 @@ GIVES = {
 }
 
 
-@enrich(gives=GIVES)
+def finite(numbers: Floats) -> npt.NDArray[np.float32]:
+    """As float32, NaN where that is not finite: a flux over an error of 0, or of 1e-45, says nothing."""
+    with np.errstate(over="ignore"):
+        small = numbers.astype(np.float32)
+    return np.where(np.isfinite(small), small, np.float32(np.nan))
+
+
+@enrich(gives=GIVES, version=2)
 def basic(
     history: pa.Array,
     flux: pa.Array,
@@ -64,7 +71,7 @@ def basic(
     """
     curves = LightCurves.of(history)
     now = values(mjd)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         made = {
             **_now(values(flux), values(flux_error)),
             **_whole(curves, now),
@@ -75,7 +82,8 @@ def basic(
     unknown = history.is_null().to_numpy(zero_copy_only=False)
     for name in ("detections", *(f"detections_{b}" for b in MEASURED)):
         made[name][unknown] = np.nan
-    return made | _place(values(ra), values(dec)) | {"reliability": values(reliability)}
+    made |= _place(values(ra), values(dec)) | {"reliability": values(reliability)}
+    return {name: finite(numbers) for name, numbers in made.items()}
 
 
 def _now(flux: Floats, error: Floats) -> dict[str, Floats]:

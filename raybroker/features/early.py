@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raybroker import alerts
+from raybroker.features.basic import finite
 from raybroker.step import enrich
 
 Mask = npt.NDArray[np.bool_]
@@ -28,7 +29,7 @@ FIELDS: dict[str, str] = {
 }
 
 
-@enrich(gives=FIELDS)
+@enrich(gives=FIELDS, version=2)
 def early(history: pa.Array, mjd: pa.Array, flux: pa.Array, flux_error: pa.Array) -> Mapping[str, Any]:
     """Age, rise, colour and counts. A colour or a rise needs its own two detections, else it is null."""
     points = Points(alerts.LightCurves.of(history))
@@ -44,7 +45,7 @@ def early(history: pa.Array, mjd: pa.Array, flux: pa.Array, flux_error: pa.Array
         "limits": pa.array(limits, pa.int32(), mask=unknown),
         "since_limit": now - points.at(points.mjd, points.last(points.limit)),
         "peak_flux": points.peak(),
-        "signal_to_noise": _ratio(alerts.values(flux), alerts.values(flux_error)),
+        "signal_to_noise": finite(_ratio(alerts.values(flux), alerts.values(flux_error))),
     }
 
 

@@ -7,7 +7,9 @@ searched, and anything but columns, constants, operators and the functions liste
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from raybroker.errors import SettingsError, did_you_mean
 from raybroker.step import Step
 
 TABLE = "alerts_of_this_batch"
+MAX_LETTERS = 100_000
+MAX_DEPTH = 400  # of the parse tree, which has about four levels for each bracket or sign
+MAX_LAMBDAS = 3  # within each other: DuckDB's memory doubles with each
 EXPRESSIONS = (
     *("COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN"),
     *("CASE", "CAST", "TYPE", "FUNCTION", "LAMBDA"),
@@ -95,6 +100,8 @@ def _check_path(path: tuple[str, ...], types: Mapping[str, pa.DataType], key: st
 @functools.lru_cache(maxsize=256)
 def parse(expression: str) -> Parsed:
     """The expression with the columns it needs; `SettingsError` says what may not stand in it."""
+    if len(expression) > MAX_LETTERS:
+        raise SettingsError(f"{expression[:50]!r} ... has more than {MAX_LETTERS:,} letters")
     select = _select(expression)
     if len(select) != 1 or select[0].get("alias"):
         raise SettingsError(f"{expression!r} must be one expression, without commas or AS")
@@ -109,24 +116,38 @@ def _select(expression: str) -> list[Any]:
     # the same text without the brackets parses too, unless a bracket of its own closes ours
     tree: Any = {}
     for text in (query, f"SELECT {expression}\nFROM {TABLE}"):
-        tree = json.loads(_connection().execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
+        tree = _tree(text, expression)
         if tree["error"] or len(tree["statements"]) != 1:
             raise SettingsError(f"{expression!r} is not an SQL expression: {tree.get('error_message', '')}")
     return list(tree["statements"][0]["node"]["select_list"])
 
 
-def _paths(node: Any, bound: frozenset[str]) -> Iterator[tuple[str, ...]]:
-    """Column paths below a node of the parse tree; `bound` are the parameters of lambdas around it."""
+def _tree(text: str, expression: str) -> Any:
+    try:
+        found = _connection().execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0]
+    except duckdb.Error as error:
+        raise SettingsError(f"{expression!r} is not an SQL expression: {_first_line(error)}") from None
+    steps = ((char in "{[") - (char in "}]") for char in re.sub(r'"(?:[^"\\]|\\.)*"', "", found))
+    if max(itertools.accumulate(steps)) > MAX_DEPTH:
+        raise SettingsError(f"{expression[:50]!r} ... is nested too deeply")
+    return json.loads(found)
+
+
+def _paths(node: Any, bound: frozenset[str], lambdas: int = 0) -> Iterator[tuple[str, ...]]:
+    """Column paths below a node of the parse tree; `bound` are the parameters of the `lambdas` around it."""
+    if lambdas > MAX_LAMBDAS:
+        raise SettingsError(f"more than {MAX_LAMBDAS} lambdas within each other may not stand in a filter")
     if isinstance(node, list):
         for child in node:
-            yield from _paths(child, bound)
+            yield from _paths(child, bound, lambdas)
     elif isinstance(node, dict):
         _check_node(node)
         if node.get("class") == "COLUMN_REF" and node["column_names"][0] not in bound:
             yield tuple(node["column_names"])
         if node.get("class") == "LAMBDA":
             bound |= {name for path in _paths(node.pop("lhs"), frozenset()) for name in path}
-        yield from _paths(list(node.values()), bound)
+            lambdas += 1
+        yield from _paths(list(node.values()), bound, lambdas)
 
 
 def _check_node(node: Mapping[str, Any]) -> None:

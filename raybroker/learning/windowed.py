@@ -1,7 +1,7 @@
 """The member "window": scikit-learn's forests refitted on the last labels.
 
-It forgets what is older than its window, and what came before a change of the stream counts for less, so that it
-follows where the online members average. A refit is due after a number of labels, never after a time, and is made when somebody asks: a thousand labels
+It forgets what is older than its window. What came before a change of the stream counts for less, so that it follows
+where the online members average; unless only the shares of the classes changed, and what was learned still holds. A refit is due after a number of labels, never after a time, and is made when somebody asks: a thousand labels
 learned in a row cost one refit.
 """
 
@@ -16,6 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from threadpoolctl import threadpool_limits
 
 from raybroker.learning.compiled import Floats, Part
+from raybroker.learning.metrics import class_auc
 from raybroker.learning.trees import Committee, Tree, Trees, lay_out
 
 LEAST = 10  # labels; a random forest of fewer knows nothing
@@ -25,9 +26,9 @@ BOOSTED_FROM = 150  # labels; boosting is at chance until about 40, since a leaf
 BOOSTED_SHARE = 0.25
 REFIT_SHARE = 10  # a refit is due when a tenth more was learned
 AFTER_CHANGE = 50  # labels that count in full at least when the stream changed
-# What a label from before a change counts. To forget them all costs more than it gains where a change is one of the
-# shares of the classes, as most are; where the classes themselves change, a tenth is soon overruled.
-BEFORE_CHANGE = 0.1
+BEFORE_CHANGE = 0.1  # what a label from before a change counts, if it is wrong since: soon overruled
+TELLING = 30  # labels since a change from which on they say whether what was learned before still holds
+STILL = 0.55  # it does if it ranks them with this AUC: where classes change places it is below one half
 
 TREE_SAMPLES = (
     1_000  # labels drawn for one tree at most: as good on unseen objects, and a refit in half the time
@@ -76,10 +77,21 @@ class WindowMember:
         self.first = start
 
     def changed(self, kept: int) -> None:
-        """The stream changed: what came before the last `kept` labels, or AFTER_CHANGE if that is more, counts for less."""
-        self.change = max(self.change, self.learned - max(kept, AFTER_CHANGE))
+        """The stream changed: what came before the last `kept` labels, or AFTER_CHANGE if that is more, counts for less,
+        unless it still tells the classes of those labels."""
+        if not self._still_tells(self.learned - kept):
+            self.change = max(self.change, self.learned - max(kept, AFTER_CHANGE))
         if self.learned >= LEAST:
             self._refit_here()
+
+    def _still_tells(self, number: int) -> bool:
+        """Whether a forest of the labels before that number ranks those after it."""
+        before = max(0, number - self.first)
+        if before < LEAST or len(self.labels) - before < TELLING:
+            return False
+        rows, labels = np.array(self.rows), np.array(self.labels)
+        old = fit(Lesson(rows[:before], labels[:before]), self.classes, self.seed, boosts=False)
+        return class_auc(labels[before:], old.predict(rows[before:].astype(float))) >= STILL
 
     def predict_one(self, row: Floats) -> Floats:
         return self.compile().predict(row[None, :])[0]
@@ -99,8 +111,8 @@ def empty(classes: int) -> Trees:
     return lay_out((), np.zeros(classes), logits=False)
 
 
-def fit(lesson: Lesson, classes: int, seed: int) -> Part:
-    """The model of these labels: a random forest, which boosting joins from `BOOSTED_FROM` labels on."""
+def fit(lesson: Lesson, classes: int, seed: int, boosts: bool = True) -> Part:
+    """The model of these labels: a random forest, which boosting joins from `BOOSTED_FROM` labels on, if it may."""
     met = np.unique(lesson.labels)
     told = np.flatnonzero(_varies(lesson.rows))  # boosting raises on a column without a value
     if len(met) == 1 or len(told) == 0:
@@ -108,7 +120,7 @@ def fit(lesson: Lesson, classes: int, seed: int) -> Part:
     lesson = Lesson(lesson.rows[:, told], lesson.labels, lesson.weights)
     with threadpool_limits(1):
         trees = forest(lesson, told, classes, seed)
-        if len(lesson.labels) < BOOSTED_FROM:
+        if not boosts or len(lesson.labels) < BOOSTED_FROM:
             return trees
         return Committee((trees, boosted(lesson, told, classes, seed)), (1 - BOOSTED_SHARE, BOOSTED_SHARE))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import confluent_kafka as ck
@@ -13,12 +13,17 @@ from raybroker.alerts import Packet
 from raybroker.errors import FencedError, StreamError
 from raybroker.stream.client import (
     LOG,
+    OURS,
+    READING,
+    REFUSALS,
     SECONDS,
     Cluster,
     Producer,
     Quiet,
     Trouble,
     beyond,
+    ends,
+    hint_refused,
     kafka_error,
     packet_of,
     posix,
@@ -26,6 +31,7 @@ from raybroker.stream.client import (
     refuse_recreated,
     unreachable,
 )
+from raybroker.stream.fair import Fair
 from raybroker.stream.packets import MAX_BYTES, Gap, Place, Start, TopicPartition
 from raybroker.stream.sink import KafkaSink
 from raybroker.stream.stuck import Stuck
@@ -33,22 +39,7 @@ from raybroker.stream.stuck import Stuck
 __all__ = ["KafkaSink", "KafkaSource", "Producer", "reach", "refuse_recreated"]
 
 AT_ONCE = 400  # messages per call: more of them starve the callbacks
-DEFAULTS: dict[str, Any] = {
-    "fetch.queue.backoff.ms": 20,  # the default of 1 s starves a bounded queue: 410 messages/s against 7,000
-    "queued.max.messages.kbytes": 16_384,  # 65_536 is not faster and takes 40 MB more
-    "topic.metadata.refresh.interval.ms": 30_000,  # how soon a pattern sees the new night's topic
-    "partition.assignment.strategy": "cooperative-sticky",
-    "session.timeout.ms": 10_000,  # how long the partitions of a killed worker wait for another
-    "heartbeat.interval.ms": 1_000,
-    "reconnect.backoff.max.ms": 2_000,
-    "max.poll.interval.ms": 300_000,  # how long a turn may take before its partitions go to another
-}
-OURS: dict[str, Any] = {
-    "enable.auto.commit": False,
-    "enable.auto.offset.store": False,
-    "enable.partition.eof": True,
-    "auto.offset.reset": "error",  # positions out of range are ours to judge, see `KafkaSource._offset`
-}
+FIRST_SECONDS = 0.5  # how long those that were passed over may be waited for
 
 
 class KafkaSource:
@@ -78,7 +69,8 @@ class KafkaSource:
         self._start = start
         self._reset = given.pop("auto.offset.reset", "earliest")
         self._known = dict(known_topics or {})
-        self._check_seconds, self._checked, self._stuck = check_seconds, time.monotonic(), Stuck()
+        self._check_seconds, self._checked = check_seconds, time.monotonic()
+        self._stuck, self._fair = Stuck(), Fair()
         self._granted: set[TopicPartition] | None = None  # None: the group has not answered yet
         self._next: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
@@ -103,9 +95,9 @@ class KafkaSource:
         self._consumer.subscribe(wanted, on_assign=self._on_assign, on_revoke=self._on_revoke)
 
     def _settings(self, group: str, given: Mapping[str, str]) -> dict[str, Any]:
-        callbacks = {"error_cb": self._trouble, "logger": Quiet(), "on_commit": _hint_refused}
+        callbacks = {"error_cb": self._trouble, "logger": Quiet(), "on_commit": hint_refused}
         return {
-            **DEFAULTS,
+            **READING,
             **given,
             **OURS,
             **callbacks,
@@ -121,6 +113,7 @@ class KafkaSource:
         self._check_topics()
         self._let_go()
         deadline = time.monotonic() + seconds
+        self._passed_over_first(limit, max_bytes)
         while room := self._room(limit, max_bytes):
             left = deadline - time.monotonic()
             self._take(self._consumer.consume(room, timeout=max(left, 0.0)))
@@ -128,10 +121,30 @@ class KafkaSource:
             if left <= 0:
                 break
         packets = self._pending
+        self._fair.polled(self._next, full=not room)
         self._keep([])
         self._moved, self._polled = False, time.monotonic()
         self.reached = {place: self._next[key] for key, place in self.places.items()}
         return packets
+
+    def _passed_over_first(self, limit: int, max_bytes: int) -> None:
+        """Pause the others, which drops what was fetched of them, until each of these gave something or had the time."""
+        room = min(limit, int(max_bytes / self._mean_size))
+        if self._held or not (first := self._fair.first(self._next, self._now_at, room)):
+            return
+        LOG.debug("%s first: others' backlog keeps them waiting", sorted(first))
+        before = {key: self._next[key] for key in first}
+        others = [ck.TopicPartition(*key) for key in self.places if key not in first]
+        until = time.monotonic() + FIRST_SECONDS
+        self._consumer.pause(others)
+        try:
+            while (room := self._room(limit, max_bytes)) and time.monotonic() < until:
+                self._take(self._consumer.consume(room, timeout=0.02))
+                self._raise_failure()
+                if all(self._next.get(key) != position for key, position in before.items()):
+                    break
+        finally:
+            self._consumer.resume([one for one in others if (one.topic, one.partition) in self.places])
 
     def keep(self) -> None:
         """See `Source`. It does nothing but in turns so long that the group would think us dead."""
@@ -353,6 +366,9 @@ class KafkaSource:
         positions |= {self.places[p.topic, p.partition]: p.offset for p in reversed(self._pending)}
         self._begin(keys, positions)
 
+    def _now_at(self, keys: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        return ends(self._consumer, keys)
+
     def _check_topics(self) -> None:
         """A topic made again while we read would go on at the same offset, of other packets."""
         if time.monotonic() - self._checked < self._check_seconds or self._trouble.away or not self.places:
@@ -360,8 +376,8 @@ class KafkaSource:
         self._checked = time.monotonic()
         try:
             found = self._cluster.places(self.places)
-            moving = {} if self._held else self._next
-            stuck = self._stuck.look(moving, lambda key: self._watermarks(self.places[key])[1])
+            moving = {} if self._held else self._fair.could_come(self._next)
+            stuck = self._stuck.look(moving, self._now_at)
         except StreamError as error:
             LOG.debug("topics not checked: %s", error)
             return
@@ -376,17 +392,5 @@ class KafkaSource:
             raise self._failure
 
 
-REFUSALS = (
-    ck.KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    ck.KafkaError.GROUP_AUTHORIZATION_FAILED,
-    ck.KafkaError._AUTHENTICATION,
-)
-
-
 def _keys(partitions: Iterable[ck.TopicPartition]) -> set[TopicPartition]:
     return {(partition.topic, partition.partition) for partition in partitions}
-
-
-def _hint_refused(error: ck.KafkaError | None, partitions: list[ck.TopicPartition]) -> None:
-    if error is not None:
-        LOG.debug("the hint of positions was refused: %s", error)

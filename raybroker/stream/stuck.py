@@ -7,21 +7,27 @@ To assign it anew did not help; a new consumer did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from raybroker.stream.fair import Ends
 from raybroker.stream.packets import TopicPartition
 
 
 class Stuck:
-    """Looks now and then which partitions stand still although there is something to read."""
+    """Looks now and then which partitions stand still although there is something to read.
+
+    Once is not enough: a packet may have come to an idle partition just before the look.
+    """
 
     def __init__(self) -> None:
         self._before: dict[TopicPartition, int] = {}
+        self._behind: set[TopicPartition] = set()  # at the last look, where they stood already
 
-    def look(
-        self, positions: Mapping[TopicPartition, int], end: Callable[[TopicPartition], int]
-    ) -> set[TopicPartition]:
-        """Those that stand where they stood at the last look, before their end; `end` asks the broker."""
-        still = {key for key, position in positions.items() if self._before.get(key) == position}
-        self._before = dict(positions)
-        return {key for key in still if end(key) > positions[key]}
+    def look(self, positions: Mapping[TopicPartition, int], ends: Ends) -> set[TopicPartition]:
+        """Those that stood still, before their end, at the last look and stand there now; `ends` asks the brokers."""
+        still = [key for key, position in positions.items() if self._before.get(key) == position]
+        found = ends(still) if still else {}
+        behind = {key for key in still if found.get(key, 0) > positions[key]}
+        stuck = behind & self._behind
+        self._before, self._behind = dict(positions), behind - stuck
+        return stuck

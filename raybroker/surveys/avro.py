@@ -28,7 +28,8 @@ from raybroker.surveys.schema import (
 
 Booleans = npt.NDArray[np.bool_]
 NOTHING = Wanted({})
-FALLBACK_BYTES = 8 << 20  # of a body that fastavro reads: as Python objects it takes many times that
+FALLBACK_BYTES = 1 << 20  # of a body that fastavro reads: as Python objects it takes up to 200 times that
+EXPECTED_ROWS = 1_000  # of an array per alert, for which room is made before it is known
 
 _REASONS = {
     kernel.ENDS_EARLY: "it ends in the middle of field '{}'",
@@ -56,6 +57,7 @@ class Reader:
     """
 
     REMEMBERED = 256  # programs, before all are forgotten
+    REMEMBERED_BYTES = 64 << 20  # that they and their schemas take
 
     def __init__(self, wanted: Wanted, missing: Sequence[float] = (), missing_text: bytes = b""):
         self.wanted = wanted
@@ -63,6 +65,7 @@ class Reader:
         self.missing = np.asarray(missing, dtype=np.float64)
         self.missing_text = np.frombuffer(missing_text, dtype=np.uint8)
         self._programs: dict[bytes, Program | PacketError] = {}
+        self._remembered = 0  # bytes
         self._own: Program | None = None
         self.own_schema = wanted.schema()
         self._layout = _Layout.of(wanted)
@@ -71,9 +74,11 @@ class Reader:
         """How to read bodies that were written with this schema (JSON); raises PacketError."""
         found = self._programs.get(schema)
         if found is None:
-            if len(self._programs) >= self.REMEMBERED:
+            if len(self._programs) >= self.REMEMBERED or self._remembered >= self.REMEMBERED_BYTES:
                 self._programs.clear()
+                self._remembered = 0
             found = self._programs[schema] = self._try_compile(schema)
+            self._remembered += len(schema) + (0 if isinstance(found, PacketError) else found.nbytes)
         if isinstance(found, PacketError):
             raise PacketError(str(found))
         return found
@@ -82,7 +87,7 @@ class Reader:
         try:
             return self._compile(parse(schema))
         except PacketError as error:
-            return error
+            return PacketError(str(error))  # without the traceback, which holds all that was made until then
         except Exception as error:
             return PacketError(f"its Avro schema cannot be used: {error!r}")
 
@@ -93,7 +98,9 @@ class Reader:
             return self._by_fastavro(parsed)
 
     def _by_fastavro(self, parsed: Any) -> Program:
-        compile_schema(parsed, NOTHING, Columns.of(NOTHING))  # refuses, say, arrays whose items take no bytes
+        compile_schema(
+            parsed, NOTHING, Columns.of(NOTHING), solid=True
+        )  # refuses what fastavro would blow up
         if self._own is None:
             self._own = compile_schema(self.own_schema, self.wanted, self.columns)
         return replace(self._own, fallback=parsed, top=top_fields(parsed))
@@ -123,11 +130,13 @@ class Reader:
         operations, entries = _joined([body.program for body in bodies])
         starts = np.zeros((len(self.wanted.arrays) + 1, len(bodies) + 1), np.int64)
         status = np.zeros((len(bodies), 2), np.int64)
+        used = starts[:, -1]
         while True:
-            arena = self._layout.arena(len(bodies))
+            arena = self._layout.arena(len(bodies), used)
             walked = (addresses, lengths, entries, operations, arena.columns, self.missing, self.missing_text)
             kernel.walk(*walked, starts, status)
-            if not self._layout.grow(starts[:, -1], len(bodies)):
+            used = starts[:, -1].copy()
+            if not self._layout.short(used, arena.capacity, len(bodies)):
                 break
         failed: list[int] = np.flatnonzero(status[:, 0]).tolist()
         reasons = {row: _reason(bodies[row].program, *status[row]) for row in failed}
@@ -162,19 +171,20 @@ class _Layout:
     def of(cls, wanted: Wanted) -> _Layout:
         return cls(wanted)
 
-    def capacity(self, alerts: int) -> Integers:
-        rows = np.ceil(self.rows_per_alert * alerts).astype(np.int64)
-        return np.maximum((rows + 63) // 64 * 64, 64)
+    def short(self, used: Integers, capacity: Integers, alerts: int) -> bool:
+        """Whether there was too little room for so many rows per level; if so, expect more from now on.
 
-    def grow(self, used: Integers, alerts: int) -> bool:
-        """Make room for so many rows per level; False where there was enough."""
-        short = used > self.capacity(alerts)
+        What is expected has a bound, or one absurd packet would ask for gigabytes in every batch to come.
+        """
+        short = used > capacity
         short[0] = False
-        self.rows_per_alert[short] = 1.25 * used[short] / alerts
+        self.rows_per_alert[short] = np.minimum(1.25 * used[short] / alerts, EXPECTED_ROWS)
         return bool(short.any())
 
-    def arena(self, alerts: int) -> _Arena:
-        capacity = self.capacity(alerts)
+    def arena(self, alerts: int, least: Integers) -> _Arena:
+        """Memory for the rows that are expected, and for `least` of them per level."""
+        rows = np.maximum(np.ceil(self.rows_per_alert * alerts).astype(np.int64), least)
+        capacity = np.maximum((rows + 63) // 64 * 64, 64)
         rows = capacity[self.level]
         valid = np.concatenate([[0], np.cumsum(rows)])
         cells = valid[-1] + np.concatenate([[0], np.cumsum(rows * self.width)])

@@ -19,6 +19,7 @@ from raybroker.surveys.avro import Body, Table
 
 MJD_EPOCH = np.datetime64("1858-11-17")
 LAST_MJD = 200_000.0  # the year 2406: later times are damage
+REASON_LETTERS = 500  # of why a packet is bad: it may quote a schema of a megabyte
 NUMBERS = (
     "flux",
     "error",
@@ -120,11 +121,17 @@ def open_packets(packets: Sequence[Packet], open_one: Callable[[Packet], Body]) 
         try:
             body = open_one(packet)
         except PacketError as error:
-            opened.bad.append(Bad(row, str(error)))
+            opened.bad.append(Bad(row, told(str(error))))
         else:
             opened.rows.append(row)
             opened.bodies.append(body)
     return opened
+
+
+def told(reason: str) -> str:
+    """A reason that can be stored: of bounded length, and without halves of surrogate pairs, which JSON may hold."""
+    short = reason if len(reason) <= REASON_LETTERS else f"{reason[: REASON_LETTERS - 4]} ..."
+    return short.encode("utf-8", "replace").decode()
 
 
 def check(table: Table, required: Mapping[str, Floats], ra: Floats, dec: Floats) -> dict[int, str]:
@@ -163,7 +170,7 @@ def decoded(
     )
     good = np.ones(len(opened.rows), np.bool_)
     good[list(reasons)] = False
-    bad = [*opened.bad, *(Bad(opened.rows[row], reason) for row, reason in reasons.items())]
+    bad = [*opened.bad, *(Bad(opened.rows[row], told(reason)) for row, reason in reasons.items())]
     if not good.all():
         batch = batch.filter(pa.array(good))
     return Decoded(

@@ -28,7 +28,8 @@ _INT, _LONG, _FLOAT = KINDS["int"], KINDS["long"], KINDS["float"]
 # what can be wrong with a body
 ENDS_EARLY, BAD_NUMBER, BAD_BRANCH, BAD_LENGTH, BAD_TEXT, LEFT_OVER, TOO_MANY, BAD_BOOLEAN = range(-1, -9, -1)
 
-MAX_ITEMS = 1_000_000  # of one array in one packet
+MAX_ITEMS = 1_000_000  # of one block of an array
+MAX_ROWS, ROW_BYTES, FEW_ROWS = 100_000, 8, 64  # of points: at most; bytes of each on average; but of these
 MAX_TEXT = 1 << 16  # bytes of a string that becomes a value
 MAX_SLOTS = 64  # arrays and maps of one schema
 _POSITIVE = np.int64(0x7FFF_FFFF_FFFF_FFFF)
@@ -312,7 +313,7 @@ def _next_item(data, at, end, op, store, state):  # type: ignore[no-untyped-def]
         row = _int64(counts + 8 * level)
         _put_int64(store.rows + 8 * level, row)
         _put_int64(counts + 8 * level, row + 1)
-        if row - _int64(first + 8 * level) >= MAX_ITEMS:
+        if row - _int64(first + 8 * level) >= min(MAX_ROWS, FEW_ROWS + end // ROW_BYTES):
             return TOO_MANY, False
     return at, True
 

@@ -15,7 +15,9 @@ from raybroker.errors import PacketError
 from raybroker.surveys import fields, kernel
 
 Operation = list[int]
-MAX_OPERATIONS = 100_000
+MAX_PARTS = 20_000  # of a schema, unfolded; of Rubin's, 7.0 has the most, 444
+MAX_PATH = 1_000  # letters: every operation keeps its path
+MAX_UNKNOWN = 100  # names of unknown fields that are told of one schema
 _CODES = {
     "boolean": kernel.BOOLEAN,
     "int": kernel.INT,
@@ -125,19 +127,29 @@ class Program:
     top: frozenset[str]  # names of the record's own fields
     fallback: Any = None  # the parsed writer schema, where fastavro has to read it first
 
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in memory."""
+        return self.operations.nbytes + sum(map(len, self.names)) + 50 * len(self.names)
 
-def compile_schema(parsed: Any, wanted: Wanted, columns: Columns) -> Program:
-    """The program for a parsed writer schema; raises UnsupportedError or PacketError."""
-    compiler = _Compiler(wanted, columns)
+
+def compile_schema(parsed: Any, wanted: Wanted, columns: Columns, solid: bool = False) -> Program:
+    """The program for a parsed writer schema; raises UnsupportedError or PacketError.
+
+    With `solid`, fields that take no bytes are refused: for readers that make an object of each.
+    """
+    compiler = _Compiler(wanted, columns, solid)
     compiler.compile(parsed)
     operations = np.array(compiler.operations, dtype=np.int64)
-    return Program(operations, compiler.names, tuple(compiler.unknown), top_fields(parsed))
+    return Program(operations, compiler.names, tuple(compiler.unknown)[:MAX_UNKNOWN], top_fields(parsed))
 
 
 def parse(schema: bytes) -> Any:
     """A schema's JSON checked and with full names; raises PacketError."""
     try:
-        return fastavro.parse_schema(_plain(json.loads(schema)))
+        read = json.loads(schema)
+        json.dumps(read, ensure_ascii=False).encode()  # halves of surrogate pairs are valid JSON, but no text
+        return fastavro.parse_schema(_plain(read))
     except Exception as error:
         raise PacketError(f"its Avro schema is not valid: {str(error) or type(error).__name__}") from error
 
@@ -164,10 +176,11 @@ def top_fields(schema: Any) -> frozenset[str]:
 class _Compiler:
     """One walk over one schema."""
 
-    def __init__(self, wanted: Wanted, columns: Columns):
-        self.wanted, self.columns = wanted, columns
+    def __init__(self, wanted: Wanted, columns: Columns, solid: bool):
+        self.wanted, self.columns, self.solid = wanted, columns, solid
         self.kinds = [dict(level) for level in wanted.levels()]
         self.operations: list[Operation] = []
+        self.parts = 0
         self.names: list[str] = []
         self.unknown: dict[str, None] = {}
         self._named: dict[str, Any] = {}
@@ -182,8 +195,6 @@ class _Compiler:
     def _emit(self, code: int, column: int = -1, a: int = -1, b: int = 0, name: str = "") -> int:
         self.operations.append([code, column, a, b])
         self.names.append(name)
-        if len(self.operations) > MAX_OPERATIONS:
-            raise PacketError(f"its Avro schema has more than {MAX_OPERATIONS} parts")
         return len(self.operations) - 1
 
     def _here(self) -> int:
@@ -197,6 +208,9 @@ class _Compiler:
 
     def _value(self, schema: Any, path: str, level: int) -> int:
         """Operations for one value; gives the least number of bytes that it takes. Level −1 skips it."""
+        self.parts += 1  # also those that make no operation: records without fields unfold without end too
+        if self.parts > MAX_PARTS:
+            raise PacketError(f"its Avro schema has more than {MAX_PARTS} parts")
         if isinstance(schema, list):
             return self._union(schema, path, level)
         kind = schema["type"] if isinstance(schema, dict) else schema
@@ -233,11 +247,16 @@ class _Compiler:
 
     def _field(self, item: Any, parent: str, level: int) -> int:
         path = f"{parent}.{item['name']}" if parent else item["name"]
+        if len(path) > MAX_PATH:
+            raise PacketError(f"its Avro schema has a field whose path is longer than {MAX_PATH} letters")
         if level >= 0 and path not in self.columns.prefixes[level]:
             if self._full(path, level) not in self.wanted.known:
                 self.unknown[self._full(path, level)] = None
             level = -1
-        return self._value(item["type"], path, level)
+        least = self._value(item["type"], path, level)
+        if self.solid and least == 0:
+            raise PacketError(f"its kind of schema may have no field without content, as '{path}'")
+        return least
 
     def _column(self, path: str, level: int, kind: str) -> int:
         if level < 0:
@@ -257,6 +276,8 @@ class _Compiler:
             size = schema["size"] if kind == "fixed" else len(schema["symbols"])
             if not 0 <= size < 1 << 31:
                 raise PacketError(f"its Avro schema has a field '{path}' of {size} bytes")
+        if kind == "fixed" and size == 0 and null_branch < 0:
+            return 0  # nothing to read: an operation that takes no bytes could be asked for without end
         column = self._column(path, level, kind)
         self._emit(_CODES[kind], column, null_branch, size, name=self._full(path, level) or path)
         return size if kind == "fixed" else _LEAST.get(kind, 1)

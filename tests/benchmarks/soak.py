@@ -135,9 +135,14 @@ def soak(folder: Path, rate: float, minutes: float, console: Console) -> Soak:
             console.print(f"{rate:g} alerts/s for {minutes:g} minutes")
             with Watch(bench.roots) as watch, Labels(broker), Looks(broker) as looks:
                 bench.night.steady(rate, 60 * minutes)
-            broker.wait_received(bench.night.sent, 120)
+            try:
+                broker.wait_received(bench.night.sent, 120)
+            except RuntimeError as error:  # the report says how many there are
+                console.print(str(error)[:200])
             report, processes = broker.report(), _lasting(watch, broker.process.pid, 20 * minutes)
-        wrong = [str(one) for one in audit(settings_file.load(folder / "raybroker.toml")).wrong]
+        books = audit(settings_file.load(folder / "raybroker.toml"))
+        console.print(f"Kafka's and the archive's ranges: {[str(one) for one in books.ranges]}")
+        wrong = [str(one) for one in books.wrong]
     kept = (looks.seconds, looks.lag, looks.files, looks.logs)
     return Soak(
         rate, minutes, bench.night.sent, processes, *kept, report["outcomes"], wrong, report["deaths"]

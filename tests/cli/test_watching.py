@@ -39,6 +39,9 @@ def station(small_archive: Path, tmp_path: Path) -> Station:
     told = {
         "numbers": tally.gauges.told(),
         "lags": tally.lags,
+        "partition_lags": {
+            "ztf": {"ztf_20231018": {str(n): 1000 + n for n in range(7)}, "ztf_20231017": {"0": 0}}
+        },
         "seats": seats,
         "sizes": {"ztf": {"workers": 2}},
     }
@@ -80,6 +83,18 @@ def test_every_table_is_there_with_its_numbers(station: Station, monkeypatch: py
     assert line_of(text, "ztf/alerts")
     assert "ztf-1: died 2 times" in text
     assert text.count("scored") == 2  # nights
+
+
+def test_the_fullest_partitions_are_there_and_no_others(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shown(looked(station, monkeypatch))
+    found = [line.split() for line in text.splitlines() if "ztf_2023" in line]
+    assert [(row[3], row[5], row[7]) for row in found] == [
+        ("ztf_20231018", str(n), f"1,00{n}") for n in (6, 5, 4, 3, 2)
+    ]
+    nobody_reads = shown({"partition_lags": {"ztf": {"ztf_20231017": {"0": 0}}}, "nights": []})
+    assert "where packets wait" not in nobody_reads
 
 
 def test_json_has_all_of_it_on_one_line(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:

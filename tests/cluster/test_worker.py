@@ -47,6 +47,15 @@ def test_a_night_adds_up_and_the_two_cuts_keep_291(tmp_path: Path, packets) -> N
     assert offsets(rows_of(made)) == Counter((p.partition, p.offset) for p in packets)
 
 
+def test_what_waits_is_told_of_each_partition_with_and_without_packets(tmp_path: Path, packets) -> None:  # type: ignore[no-untyped-def]
+    made = worker(tmp_path, packets)
+    report = made.turn(limit=98)
+    assert sum(report.lags.values()) == report.lag == 400
+    made.turn()
+    idle = made.turn()
+    assert (report.lags.keys(), idle.lags) == (made.source.places.keys(), {(TOPIC, 0): 0, (TOPIC, 1): 0})
+
+
 def test_the_aperture_cut_leaves_128(tmp_path: Path, packets) -> None:  # type: ignore[no-untyped-def]
     made = worker(tmp_path, packets, pipeline(names=("real", "good_pixels", "aperture")))
     assert made.turn().outcomes["scored"] == 128

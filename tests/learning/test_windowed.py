@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from raybroker.learning.windowed import AFTER_CHANGE, BOOSTED_FROM, WindowMember
+from raybroker.learning.windowed import AFTER_CHANGE, BOOSTED_FROM, TELLING, WindowMember
 
 COLUMNS = 5
 
@@ -106,10 +106,20 @@ def test_a_change_of_the_stream_refits_at_once_on_what_came_after() -> None:
     assert member.change == 101
 
 
-def test_after_a_change_at_least_some_labels_count_in_full() -> None:
-    member = taught(sky(100))
-    member.changed(3)
-    assert member.change == 100 - AFTER_CHANGE
+@pytest.mark.parametrize("since", [3, TELLING])
+def test_after_a_change_at_least_some_labels_count_in_full(since: int) -> None:
+    member = taught(sky(100, turned=True) + sky(since, seed=2))
+    member.changed(since)
+    assert member.change == 100 + since - AFTER_CHANGE
+
+
+def test_what_still_tells_the_new_labels_apart_goes_on_to_count_in_full() -> None:
+    """Three in four were of one class, now one in four: their shares changed, not what tells them apart."""
+    often, rarely = sky(160)[0::2] + sky(160)[1::8], sky(160, seed=2)[0::8] + sky(160, seed=2)[1::2]
+    member = taught(often + rarely)
+    member.changed(len(rarely))
+    assert member.change == 0
+    assert member.due is not None
 
 
 @pytest.mark.parametrize("labels", [12, 200])

@@ -71,7 +71,7 @@ def fill(root: Path, made: Pipeline, packets: list[Packet], limit: int = 50) -> 
     books = Books(table)
     source = MemorySource(packets, books.start)
     worker = Worker(surveys.load("ztf"), made, source, books, TurnSettings(packets=limit))
-    while source.lag():
+    while not source.end_reached():
         worker.turn()
 
 

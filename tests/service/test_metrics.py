@@ -74,6 +74,16 @@ def test_two_workers_turns_are_summed_by_survey(archive: Path, tmp_path: Path) -
     assert found["raybroker_supervisor_timestamp_seconds",] == 1_700_000_000.0
 
 
+def test_what_waits_is_told_of_every_partition(archive: Path, tmp_path: Path) -> None:
+    tally = Tally()
+    for worker, lags in [("ztf-0", {("t", 0): 50, ("t", 1): 0}), ("ztf-1", {("t", 0): 60})]:
+        tally.add(worker, dataclasses.replace(TURN, lags=lags))
+    beaten(tmp_path, tally, partition_lags=tally.partition_lags())
+    found = told(open_station(archive, status=Heartbeat(tmp_path).read))
+    lags = {key[1:]: value for key, value in found.items() if key[0] == "raybroker_partition_lag"}
+    assert lags == {("0", "ztf", "t"): 60, ("1", "ztf", "t"): 0}
+
+
 def test_reasons_are_cuts_steps_and_classes(archive: Path, tmp_path: Path) -> None:
     tally = Tally()
     tally.add("ztf-0", TURN)

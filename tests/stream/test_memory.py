@@ -47,7 +47,7 @@ def test_rewind_asks_start_again() -> None:
 def test_a_poll_ends_at_the_bytes() -> None:
     source = MemorySource([Packet(bytes(10), "t", 0, i) for i in range(9)])
     assert len(source.poll(9, 0.0, max_bytes=25)) == 3
-    assert source.lag() == 6
+    assert source.lags() == {("t", 0): 6}
 
 
 def test_what_is_appended_later_is_read() -> None:

@@ -147,5 +147,13 @@ def test_the_source_keeps_the_pace_and_polls_end_in_time(data: Path) -> None:
     assert len(source.poll(100, 0.0)) == 7  # what was due comes at once
     assert len(source.poll(2, 100.0)) == 2
     assert at_once(10**9) == 0
-    assert source.lag() == 1
     source.close()
+
+
+def test_what_waits_is_told_where_the_next_packet_is_of(data: Path) -> None:
+    source = ReplaySource(data / NIGHT, nothing, partitions=2)
+    assert source.lags() == {("replay", 0): 1, ("replay", 1): 0}
+    source.poll(1, 60.0)
+    assert source.lags() == {("replay", 0): 0, ("replay", 1): 1}
+    source.close()
+    assert source.lags() == {("replay", 0): 0, ("replay", 1): 0}
