@@ -12,6 +12,7 @@ from raybroker.errors import PacketError
 MAGIC = b"Obj\x01"
 SYNC = 16  # bytes of the marker between blocks
 BODY_LIMIT = 64 << 20  # bytes, decompressed
+SMALL, RATIO = 1 << 20, 32  # ... and of a block beyond a megabyte, so many times what it was: alerts have 6 at most
 
 
 class Header(NamedTuple):
@@ -141,15 +142,22 @@ def decompress(codec: str, block: memoryview) -> bytes:
         raise PacketError(f"its {codec} block is damaged: {error}") from error
 
 
-def _too_large() -> PacketError:
-    return PacketError(f"its block is larger than {BODY_LIMIT >> 20} MB when decompressed")
+def body_limit(packed: int) -> int:
+    """Bytes to which a block of so many may be decompressed: a turn of many small bombs is bounded as one large one."""
+    return min(BODY_LIMIT, max(SMALL, RATIO * packed))
+
+
+def _too_large(limit: int) -> PacketError:
+    if limit in (SMALL, BODY_LIMIT):
+        return PacketError(f"its block is larger than {limit >> 20} MB when decompressed")
+    return PacketError(f"its block is more than {RATIO} times larger when decompressed")
 
 
 def _inflate(block: memoryview) -> bytes:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = inflater.decompress(block, BODY_LIMIT + 1)
-    if len(data) > BODY_LIMIT:
-        raise _too_large()
+    inflater, limit = zlib.decompressobj(-zlib.MAX_WBITS), body_limit(len(block))
+    data = inflater.decompress(block, limit + 1)
+    if len(data) > limit:
+        raise _too_large(limit)
     # fastavro leaves bytes of zlib's checksum behind the block
     if not inflater.eof or len(inflater.unused_data) > 4:
         raise PacketError("its deflate block does not end where it should")
@@ -158,8 +166,9 @@ def _inflate(block: memoryview) -> bytes:
 
 def _unsnap(block: memoryview) -> bytes:
     packed, check = bytes(block[:-4]), bytes(block[-4:])
-    if cramjam.snappy.decompress_raw_len(packed) > BODY_LIMIT:
-        raise _too_large()
+    limit = body_limit(len(packed))
+    if cramjam.snappy.decompress_raw_len(packed) > limit:
+        raise _too_large(limit)
     data = bytes(cramjam.snappy.decompress_raw(packed))
     if zlib.crc32(data).to_bytes(4, "big") != check:
         raise PacketError("its snappy block does not fit its checksum")

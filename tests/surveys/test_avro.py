@@ -323,8 +323,15 @@ def zeros(codec: str, size: int) -> bytes:
 
 @pytest.mark.parametrize("codec", ["deflate", "snappy"])
 def test_a_block_that_explodes_is_refused(codec: str) -> None:
-    with pytest.raises(PacketError, match="larger than 64 MB"):
+    said = {"deflate": "more than 32 times larger", "snappy": "larger than 64 MB"}[codec]
+    with pytest.raises(PacketError, match=said):
         Containers().open(packed(codec, zeros(codec, containers.BODY_LIMIT + 1)))
+
+
+def test_a_small_block_may_become_a_megabyte_and_no_more() -> None:
+    Containers().open(packed("deflate", zeros("deflate", containers.SMALL)))
+    with pytest.raises(PacketError, match="larger than 1 MB"):
+        Containers().open(packed("deflate", zeros("deflate", containers.SMALL + 1)))
 
 
 @pytest.mark.parametrize(
