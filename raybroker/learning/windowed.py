@@ -27,8 +27,7 @@ BOOSTED_SHARE = 0.25
 REFIT_SHARE = 10  # a refit is due when a tenth more was learned
 AFTER_CHANGE = 50  # labels that count in full at least when the stream changed
 BEFORE_CHANGE = 0.1  # what a label from before a change counts, if it is wrong since: soon overruled
-TELLING = 30  # labels since a change from which on they say whether what was learned before still holds
-STILL = 0.55  # it does if it ranks them with this AUC: where classes change places it is below one half
+STILL = 0.5  # what was learned before holds if it ranks what came since with more than this AUC: chance has one half
 
 TREE_SAMPLES = (
     1_000  # labels drawn for one tree at most: as good on unseen objects, and a refit in half the time
@@ -87,11 +86,11 @@ class WindowMember:
     def _still_tells(self, number: int) -> bool:
         """Whether a forest of the labels before that number ranks those after it."""
         before = max(0, number - self.first)
-        if before < LEAST or len(self.labels) - before < TELLING:
+        if before < LEAST or len(self.labels) - before < AFTER_CHANGE:
             return False
         rows, labels = np.array(self.rows), np.array(self.labels)
         old = fit(Lesson(rows[:before], labels[:before]), self.classes, self.seed, boosts=False)
-        return class_auc(labels[before:], old.predict(rows[before:].astype(float))) >= STILL
+        return class_auc(labels[before:], old.predict(rows[before:].astype(float))) > STILL
 
     def predict_one(self, row: Floats) -> Floats:
         return self.compile().predict(row[None, :])[0]

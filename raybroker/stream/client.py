@@ -118,6 +118,12 @@ class Cluster:
         self._cluster_id = found.cluster_id or "unknown"
         return {name: len(topic.partitions) for name, topic in found.topics.items()}
 
+    def has_any(self, wanted: Iterable[str]) -> bool:
+        """Whether there is a topic, with partitions, of these names or patterns ('^' starts one)."""
+        names = [name for name, partitions in self.topics().items() if partitions]
+        patterns = [topic if topic.startswith("^") else re.escape(topic) + "$" for topic in wanted]
+        return any(re.match(pattern, name) for pattern in patterns for name in names)
+
     def cluster_id(self) -> str:
         """The cluster's own id."""
         if not self._cluster_id:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -34,6 +33,7 @@ from raybroker.stream.client import (
 from raybroker.stream.fair import Fair
 from raybroker.stream.packets import MAX_BYTES, Gap, Place, Start, TopicPartition
 from raybroker.stream.sink import KafkaSink
+from raybroker.stream.skipped import Holes
 from raybroker.stream.stuck import Stuck
 
 __all__ = ["KafkaSink", "KafkaSource", "Producer", "reach", "refuse_recreated"]
@@ -70,7 +70,7 @@ class KafkaSource:
         self._reset = given.pop("auto.offset.reset", "earliest")
         self._known = dict(known_topics or {})
         self._check_seconds, self._checked = check_seconds, time.monotonic()
-        self._stuck, self._fair = Stuck(), Fair()
+        self._stuck, self._fair, self._holes = Stuck(), Fair(), Holes(servers, given)
         self._granted: set[TopicPartition] | None = None  # None: the group has not answered yet
         self._next: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
@@ -120,6 +120,7 @@ class KafkaSource:
             self._raise_failure()
             if left <= 0:
                 break
+        self._read_skipped()
         packets = self._pending
         self._fair.polled(self._next, full=not room)
         self._keep([])
@@ -201,13 +202,8 @@ class KafkaSource:
         if self._failure is not None:
             return False
         if self._granted is None:
-            return not self._some_topic_exists()
+            return not self._cluster.has_any(self.topics)
         return all(self._next.get(key, -1) >= self._ends[key] for key in self._granted)
-
-    def _some_topic_exists(self) -> bool:
-        names = [name for name, partitions in self._cluster.topics().items() if partitions]
-        patterns = [topic if topic.startswith("^") else re.escape(topic) + "$" for topic in self.topics]
-        return any(re.match(pattern, name) for pattern in patterns for name in names)
 
     def rewind(self) -> None:
         """See `Source`."""
@@ -218,6 +214,7 @@ class KafkaSource:
     def close(self) -> None:
         """Leave the group."""
         self._consumer.close()
+        self._holes.close()
 
     # What the group decides; librdkafka calls these inside `consume`.
 
@@ -264,6 +261,7 @@ class KafkaSource:
         elif reading:
             self._consumer.unassign()
         self._moved |= bool(reading)
+        self._holes.forget(reading)
         for key in reading:
             del self.places[key], self._next[key]
         self._keep([packet for packet in self._pending if (packet.topic, packet.partition) in self.places])
@@ -329,8 +327,9 @@ class KafkaSource:
 
     def _add(self, key: TopicPartition, message: Any) -> None:
         self._trouble.over()
-        if message.offset() < self._next.get(key, message.offset() + 1):
+        if message.offset() < (expected := self._next.get(key, message.offset() + 1)):
             return  # of a partition given back, or fetched before a rewind
+        self._holes.note(key, expected, message.offset())
         packet = packet_of(message)
         size = len(packet.value or b"")
         self._next[key] = packet.offset + 1
@@ -342,6 +341,7 @@ class KafkaSource:
         """The end of a partition, where `offset` counts transaction markers, which are no records."""
         self._trouble.over()
         if key in self._next:
+            self._holes.note(key, self._next[key], offset)
             self._next[key] = max(self._next[key], offset)
 
     def _met(self, key: TopicPartition, error: ck.KafkaError) -> bool:
@@ -359,11 +359,20 @@ class KafkaSource:
             LOG.warning("Kafka at %s: %s", self.servers, error.str())
         return False
 
-    def _begin_again(self) -> None:
-        """Read on where we are, so that every offset is judged again; what was polled and not given yet comes again."""
+    def _read_skipped(self) -> None:
+        """Read again what librdkafka passed over, if it holds records after all."""
+        if skipped := self._holes.records(self.places):
+            LOG.warning("librdkafka passed over records, from %s on; reading them again", skipped)
+            self._begin_again(skipped)
+
+    def _begin_again(self, earlier: Mapping[TopicPartition, int] | None = None) -> None:
+        """Read on where we are, or `earlier`, so that every offset is judged again; what was polled and not given yet
+        comes again."""
         keys = set(self.places)
-        positions = {self.places[key]: self._next[key] for key in keys}
-        positions |= {self.places[p.topic, p.partition]: p.offset for p in reversed(self._pending)}
+        positions = {self.places[key]: (earlier or {}).get(key, self._next[key]) for key in keys}
+        for packet in self._pending:
+            place = self.places[packet.topic, packet.partition]
+            positions[place] = min(positions[place], packet.offset)
         self._begin(keys, positions)
 
     def _now_at(self, keys: Collection[TopicPartition]) -> dict[TopicPartition, int]:

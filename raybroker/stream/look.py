@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import confluent_kafka as ck
 
@@ -48,8 +48,22 @@ class Look:
         found = [self._first(place, first) for first, _ in spans]
         return [at for at, (_, end) in zip(found, spans, strict=True) if at is not None and at < end]
 
+    def record_in(self, place: Place, spans: Sequence[Span]) -> int | None:
+        """The first offset within these spans, which are in order, that holds a record after all; None where none does."""
+        end = spans[-1][1]
+        for offset in self._from(place, spans[0][0]):
+            if offset >= end:
+                return None
+            if any(first <= offset < last for first, last in spans):
+                return offset
+        return None
+
     def _first(self, place: Place, offset: int) -> int | None:
         """The first record at or after an offset; None where the partition ends before one."""
+        return next(self._from(place, offset), None)
+
+    def _from(self, place: Place, offset: int) -> Iterator[int]:
+        """The offsets of the records from there on, until the end of the partition."""
         self._reader.assign([ck.TopicPartition(place.topic, place.partition, offset)])
         until = time.monotonic() + SECONDS
         while time.monotonic() < until:
@@ -58,9 +72,10 @@ class Look:
                 continue
             error = message.error()
             if error is None:
-                return int(message.offset() or 0)
-            if error.code() == ck.KafkaError._PARTITION_EOF:
-                return None
+                until = time.monotonic() + SECONDS
+                yield int(message.offset() or 0)
+            elif error.code() == ck.KafkaError._PARTITION_EOF:
+                return
         raise StreamError(f"Kafka at {self.servers} gives nothing of {place.topic} [{place.partition}]")
 
     def close(self) -> None:
