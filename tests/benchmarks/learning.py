@@ -10,7 +10,7 @@ import argparse
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.conftest import DATA
 
 DOCS = Path(__file__).parents[2] / "docs"
 KEPT = Path(__file__).parent / "results" / "learning"
+TRANSIENTS = ("phases.*", "basic.galactic_latitude")  # docs/decisions/features.md
 SHOWN_PLOTS = 2  # of each part
 console = Console()
 
@@ -116,8 +117,18 @@ def shuffled(job: Job) -> list[Findings]:
 
 
 def holdout(job: Job) -> list[Findings]:
-    """Objects that were kept back."""
-    return list(job.supernovae(protocol="holdout").findings)
+    """Objects that were kept back; with the step for transients, and with the history that an alert carries or with all."""
+    found = []
+    for name, days in (("30 days of history", 30.0), ("all the history", 1e5)):
+        made = job.supernovae(protocol="holdout", columns=TRANSIENTS, history=days).findings
+        found += [_titled(one, name) for one in made]
+    return found
+
+
+def _titled(one: Findings, more: str) -> Findings:
+    """The same, with something more in the titles."""
+    sheets = tuple(replace(sheet, title=f"{sheet.title}, {more}") for sheet in one.sheets)
+    return replace(one, sheets=sheets, plots=tuple(replace(p, title=f"{p.title}, {more}") for p in one.plots))
 
 
 def active(job: Job) -> list[Findings]:
@@ -193,7 +204,8 @@ ABOUT = {
     "in the same run.",
     "delays": "",
     "shuffled": "Classes dealt out anew among the objects. Whoever has more than one half here has seen what it must not. One deal scatters by some 0.03.",
-    "holdout": "30 % of the objects kept back; by time, what came in the last 30 % of the alerts, of objects not met before.",
+    "holdout": "30 % of the objects kept back; by time, what came in the last 30 % of the alerts, of objects not met before. With the columns of the step `phases` and the galactic "
+    "latitude ([decisions/features.md](decisions/features.md)); once with the 30 days of history that ZTF's alerts carry, once with all since the discovery (Rubin's carry a year).",
     "anomaly": "A random fifth of the simulated transients (10,516, of which some 110 are kilonovae), drawn anew for every run. The loop looks at one object after "
     "the other and is told what it was; [decisions/anomaly.md](decisions/anomaly.md) has more runs.",
     "active": "One alert per object in the pool; ten labels at a time; the curve is the AUC on objects that nobody can choose.",
