@@ -6,6 +6,8 @@ What was measured with deltalake 1.6.6, and is relied on here:
 - A commit is refused when, since the version of its handle, another one used one of its application ids, or changed the
   schema. It is not refused for other appends, nor for a file that somebody else has removed meanwhile.
 - A commit lists the whole log folder (10 µs per file), so logs are kept for a quarter of an hour only.
+- Cleaning the log after a commit raises `FileNotFoundError` where another process cleans too, and the commit stands:
+  so commits leave it to compaction. Whatever else raises after a commit, we look whether it stands.
 - deltalake does not sync files: we do.
 - In an object store a commit is one PUT with `If-None-Match: *`: of two for one version the second is told so.
 """
@@ -44,7 +46,7 @@ CONFIGURATION = {
     "delta.deletedFileRetentionDuration": "interval 1 hours",
 }
 ATTEMPTS = 50
-# Cleaning lists the whole log, a thousand names to a request: in a store, compaction does it once a minute.
+# Compaction cleans the log, once a minute: in a store that is a request for each thousand names.
 LATER = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 LOG = "_delta_log"
 T = TypeVar("T")
@@ -109,7 +111,8 @@ def grow(folder: Place, handle: DeltaTable, schema: pa.Schema) -> None:
         if new := columns.missing(schema_of(handle), schema, str(folder)):
             before = handle.version()
             try:
-                handle.alter.add_columns(list(Schema.from_arrow(pa.schema(new)).fields))
+                fields = list(Schema.from_arrow(pa.schema(new)).fields)
+                handle.alter.add_columns(fields, post_commithook_properties=LATER)
             except CommitFailedError as error:
                 raise Conflict(str(error)) from error
             except DeltaError as error:  # as for two names that differ in case alone
@@ -177,15 +180,28 @@ def commit(
             "append",
             handle.schema(),
             commit_properties=properties,
-            post_commithook_properties=None if isinstance(folder, Path) else LATER,
+            post_commithook_properties=LATER,
         )
     except CommitFailedError as error:
         raise Conflict(str(error)) from error
-    except DeltaError as error:  # a disk that is full, a store that is away
-        raise ArchiveError(f"the table at {folder} took no commit: {error}") from error
+    except (DeltaError, OSError) as error:  # a disk that is full, a store that is away
+        if not _stands(handle, actions, transactions):
+            raise ArchiveError(f"the table at {folder} took no commit: {error}") from error
     handle.update_incremental()
     _sync_log(folder, before, handle.version())
     return int(handle.version())
+
+
+def _stands(
+    handle: DeltaTable, actions: Sequence[AddAction | RemoveAction], transactions: Mapping[str, int]
+) -> bool:
+    """Whether a commit that raised is in the table after all, as where only its checkpoint could not be written."""
+    with suppress(DeltaError, OSError):
+        handle.update_incremental()
+        if new := {action.path for action in actions if isinstance(action, AddAction)}:
+            return new <= {file.path for file in live(handle)}
+        return all(handle.transaction_version(app) == version for app, version in transactions.items())
+    return False
 
 
 class Positions:

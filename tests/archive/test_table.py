@@ -4,13 +4,15 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from raybroker.alerts import Packet
-from raybroker.archive import delta, segments
+from raybroker.archive import compact, delta, segments
 from raybroker.archive.table import AlertsTable
 from raybroker.errors import ArchiveError, FencedError, UnknownError
 from raybroker.places import Place
@@ -98,6 +100,79 @@ def test_a_commit_that_comes_between_check_and_commit_is_noticed(
     with pytest.raises(FencedError):
         slow.append(night_rows.slice(0, 20), {P0: None}, {P0: 20})
     assert len(slow.read(["alert_id"])[0]) == 10
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_commit_that_raises_and_stands_is_a_commit(
+    table: AlertsTable, night_rows: pa.Table, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """deltalake raises where what it does after a commit fails, such as a checkpoint on a full disk."""
+    real = DeltaTable.create_write_transaction
+
+    def then_fail(*given: Any, **named: Any) -> None:
+        real(*given, **named)
+        raise FileNotFoundError("00000000000000000139.json not found")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", then_fail)
+    table.append(night_rows.slice(0, rows), {P0: None}, {P0: 3})
+    assert table.positions([P0]) == {P0: 3}
+    assert len(table.read(["alert_id"])[0]) == rows
+    with pytest.raises(FencedError):
+        table.append(night_rows.slice(0, rows), {P0: None}, {P0: 3})
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_commit_that_raises_and_does_not_stand_is_none(
+    table: AlertsTable, night_rows: pa.Table, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    def fail(*given: Any, **named: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaTable, "create_write_transaction", fail)
+        with pytest.raises(ArchiveError, match="No space left"):
+            table.append(night_rows.slice(0, rows), {P0: None}, {P0: 3})
+    assert table.positions([P0]) == {}
+    table.append(night_rows.slice(0, rows), {P0: None}, {P0: 3})
+    assert table.positions([P0]) == {P0: 3}
+
+
+def append_and_count_errors(root: Place, rows: Path, app_id: str, count: int, told: Any) -> None:
+    delta.CONFIGURATION |= OFTEN
+    table, row = AlertsTable(root, "ztf", SCHEMA), pq.read_table(rows, schema=SCHEMA).slice(0, 1)
+    for i in range(count):
+        try:
+            table.append(row, {app_id: i or None}, {app_id: i + 1})
+        except Exception as error:
+            told.put(repr(error))
+            return
+        if i % 40 == 39:
+            compact.compact_all(root)
+
+
+OFTEN = {"delta.checkpointInterval": "10", "delta.logRetentionDuration": "interval 0 seconds"}
+
+
+def test_logs_are_cleaned_while_several_write_and_no_commit_fails_for_it(
+    tmp_path: Path, night_rows: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "CONFIGURATION", delta.CONFIGURATION | OFTEN)
+    folder = AlertsTable(tmp_path, "ztf", SCHEMA).folder
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(night_rows, rows)
+    spawn = multiprocessing.get_context("spawn")
+    told = spawn.Queue()
+    apps = [f"cluster/topic-id/{i}" for i in range(3)]
+    ours = [spawn.Process(target=append_and_count_errors, args=(tmp_path, rows, a, 120, told)) for a in apps]
+    for process in ours:
+        process.start()
+    for process in ours:
+        process.join()
+    assert told.empty()
+    table = AlertsTable(tmp_path, "ztf", SCHEMA)
+    assert table.positions(apps) == dict.fromkeys(apps, 120)
+    assert len(table.read(["alert_id"])[0]) == 360
+    assert not (folder / "_delta_log" / f"{10:020d}.json").exists()
 
 
 def test_a_stale_handle_still_commits_other_partitions(tmp_path: Path, night_rows: pa.Table) -> None:
@@ -273,6 +348,7 @@ def test_the_tail_survives_checkpoints_and_log_cleaning(table: AlertsTable, nigh
         os.utime(log, (0, 0))
     for i in range(60, 110):
         table.append(night_rows.slice(i, 1), {P0: i}, {P0: i + 1})
+    compact.vacuum(table.folder)
     assert not (logs / f"{10:020d}.json").exists()
     rows, version = stale.tail(10, ["alert_id"])
     assert ids(rows) == ids(night_rows.slice(0, 110))
