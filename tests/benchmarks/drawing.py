@@ -17,6 +17,7 @@ def svg(plot: Plot) -> str:
     lines = [line for line in plot.lines if any(math.isfinite(y) for y in line.y)]
     points = [(x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
     ranges = [_range([point[axis] for point in points]) for axis in (0, 1)] if points else [(0.0, 1.0)] * 2
+    ranges[1] = _ticks(*ranges[1])[0], max(_ticks(*ranges[1])[-1], ranges[1][1])
     drawn = [_line(line, COLOURS[i % len(COLOURS)], ranges) for i, line in enumerate(lines)]
     legend = [_legend(line.name, COLOURS[i % len(COLOURS)], i) for i, line in enumerate(lines)]
     return (
@@ -34,6 +35,15 @@ def _range(values: list[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
+def _ticks(low: float, high: float) -> list[float]:
+    """Some four to eight round numbers; the first is at or below `low`, the last at or above `high` less one step."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough)
+    first = math.floor(low / step + 1e-9)
+    return [step * i for i in range(first, math.ceil(high / step - 1e-9) + 1)]
+
+
 def _x(value: float, ranges: list[tuple[float, float]]) -> float:
     low, high = ranges[0]
     return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
@@ -47,17 +57,22 @@ def _y(value: float, ranges: list[tuple[float, float]]) -> float:
 def _axes(plot: Plot, ranges: list[tuple[float, float]]) -> str:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = [f'<path d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="#888"/>']
-    for step in range(5):
-        x, y = (low + step / 4 * (high - low) for low, high in ranges)
-        at_x, at_y = _x(x, ranges), _y(y, ranges)
-        parts.append(f'<text x="{at_x:.1f}" y="{bottom + 16}" text-anchor="middle">{x:.3g}</text>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end">{y:.3g}</text>')
-        parts.append(f'<path d="M{LEFT} {at_y:.1f}H{right}" stroke="#eee"/>')
+    for x in (tick for tick in _ticks(*ranges[0]) if ranges[0][0] <= tick <= ranges[0][1]):
+        at = _x(x, ranges)
+        parts.append(f'<text x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{_number(x)}</text>')
+    for y in _ticks(*ranges[1]):
+        at = _y(y, ranges)
+        parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_number(y)}</text>')
+        parts.append(f'<path d="M{LEFT} {at:.1f}H{right}" stroke="#eee"/>')
     parts.append(
         f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(plot.x)}</text>'
     )
-    parts.append(f'<text x="8" y="{TOP - 4}">{html.escape(plot.y)}</text>')
+    parts.append(f'<text x="8" y="{TOP - 8}">{html.escape(plot.y)}</text>')
     return "".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{round(value, 10):g}"
 
 
 def _line(line: Line, colour: str, ranges: list[tuple[float, float]]) -> str:
