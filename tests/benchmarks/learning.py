@@ -234,8 +234,11 @@ def page(parts: Sequence[str]) -> str:
         f"Measured on {machine['processor']}, Python {machine['python']}.",
         "",
     ]
+    if missing := [name for name in PARTS if name not in parts]:
+        lines += [f"Not measured since what they measure changed: {', '.join(missing)}.", ""]
     for name in parts:
-        lines += [f"## {name.capitalize()}", "", *([ABOUT[name], ""] if ABOUT[name] else [])]
+        when = time.strftime("%Y-%m-%d", time.gmtime((KEPT / f"{name}.pickle").stat().st_mtime))
+        lines += [f"## {name.capitalize()}", "", f"{ABOUT[name]} Measured on {when}.".strip(), ""]
         for number, one in enumerate(pickle.loads((KEPT / f"{name}.pickle").read_bytes())):
             lines += _findings(name, number, one)
     return "\n".join(lines).rstrip() + "\n"
