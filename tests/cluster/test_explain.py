@@ -283,11 +283,11 @@ def with_version(own: Pipeline, name: str, **changes: Any) -> Pipeline:
 def test_another_step_is_told_and_the_stored_columns_are_taken(night: Path) -> None:
     told = found(night, scored(night)["alert_id"], with_version(made(), "early", version=7))
     assert (told.reproduced, told.source) == (True, "columns")
-    assert told.differences == ("step 'early': version is 7 here, was 1",)
+    assert told.differences == ("step 'early': version is 7 here, was 2",)
     without = pipeline(score(MODEL, ["basic.snr"], CLASSES), names=("real", "basic"))
     told = found(night, scored(night)["alert_id"], without)
     assert (told.reproduced, told.source) == (True, "columns")
-    assert told.differences == ("step 'early' is not on here; the row was made with its version 1",)
+    assert told.differences == ("step 'early' is not on here; the row was made with its version 2",)
 
 
 def test_a_step_that_the_model_does_not_need_makes_no_difference(night: Path) -> None:
