@@ -198,7 +198,10 @@ def test_packets_that_unpack_to_gigabytes_are_dead_with_a_reason_and_harm_no_oth
     assert report.outcomes == {"scored": 4, "dead": 3}
     reasons = sorted(reason for reason in report.reasons if reason.startswith("dead: "))
     assert "an array 'endless' of items without content" in reasons[0]
-    assert [part in reason for part, reason in zip(("more than 32 times larger", "snappy"), reasons[1:], strict=True)] == [
+    assert [
+        part in reason
+        for part, reason in zip(("more than 32 times larger", "snappy"), reasons[1:], strict=True)
+    ] == [
         True,
         True,
     ]

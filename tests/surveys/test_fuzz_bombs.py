@@ -68,7 +68,10 @@ def named(name: str, fields: int) -> dict[str, Any]:
 MILLION = 1_000_000
 BOMBS: Mapping[str, tuple[Callable[[], Packet], str]] = {  # what it is, and what its reason says
     "points of a byte": (lambda: points(MILLION, ("jd", ["null", "double"])), "too long"),
-    "more points than are allowed": (lambda: points(kernel.MAX_ROWS + 1, ("jd", "double"), item=bytes(8)), "too long"),
+    "more points than are allowed": (
+        lambda: points(kernel.MAX_ROWS + 1, ("jd", "double"), item=bytes(8)),
+        "too long",
+    ),
     "all points that are allowed": (lambda: points(kernel.MAX_ROWS, ("jd", "double"), item=bytes(8)), ""),
     "items that claim terabytes": (
         lambda: packed(alert(("x", {"type": "array", "items": "long"})), LONG(1 << 40)),
