@@ -48,6 +48,7 @@ def configuration(address: str, cpus: float, most: int, idle_minutes: float) -> 
             "type": "external",
             "module": PROVIDER,
             "gcs_address": address,
+            "use_node_id_as_ip": True,  # all have one address, so that none would ever be idle
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
         },

@@ -79,13 +79,19 @@ port = {port}
 """
 
 
-def wait(what: Callable[[], Any], seconds: float, name: str, every: float = 0.2) -> Any:
-    """Until something is true, `PATIENCE` times as long at most; what it gave."""
+def wait(
+    what: Callable[[], Any],
+    seconds: float,
+    name: str,
+    every: float = 0.2,
+    told: Callable[[], object] = lambda: "",
+) -> Any:
+    """Until something is true, `PATIENCE` times as long at most; what it gave. The error ends with what is `told` then."""
     seconds *= PATIENCE
     until = time.monotonic() + seconds
     while not (found := what()):
         if time.monotonic() > until:
-            raise TimeoutError(f"{name}: not within {seconds:g} s")
+            raise TimeoutError(f"{name}: not within {seconds:g} s {told()}".rstrip())
         time.sleep(every)
     return found
 

@@ -69,15 +69,23 @@ def test_nothing_is_lost_and_nothing_comes_twice(fault: Fault, system: System, r
 def recovery(system: System, fault: Fault, struck: Struck) -> float:
     """Seconds until all is as before: every partition has gone on, nothing old waits, and what the fault hurt is well."""
 
-    def recovered() -> bool:
-        wanted = system.produced.end(struck.at + 1.0)
-        stored = system.ledger.positions()
-        gone_on = time.monotonic() > struck.at + 1.0 and all(
-            stored.get(key, 0) > end for key, end in wanted.items()
-        )
-        return gone_on and not system.ledger.behind() and struck.well(system)
+    def ills() -> dict[str, object]:
+        wanted, stored = system.produced.end(struck.at + 1.0), system.ledger.positions()
+        found = {
+            "not gone on": {key: end for key, end in wanted.items() if stored.get(key, 0) <= end},
+            "waits": system.ledger.behind(),
+            "not well": not struck.well(system),
+        }
+        return {name: ill for name, ill in found.items() if ill}
 
-    wait(recovered, fault.seconds, f"all is well again after: {fault.name}")
+    def recovered() -> bool:
+        return time.monotonic() > struck.at + 1.0 and not ills()
+
+    def told() -> object:
+        said = (system.folder / "log").read_text().splitlines()[-40:]
+        return "\n".join([str(ills()), *said])
+
+    wait(recovered, fault.seconds, f"all is well again after: {fault.name}", told=told)
     return time.monotonic() - struck.at
 
 

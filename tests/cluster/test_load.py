@@ -146,6 +146,7 @@ def test_fake_nodes_begin_with_none_and_have_one_workers_room() -> None:
     fake = made["available_node_types"]["fake"]
     assert (fake["min_workers"], fake["max_workers"], fake["resources"]["CPU"]) == (0, 4, 1.0)
     assert made["provider"]["gcs_address"] == "10.0.0.1:6379"
+    assert made["provider"]["use_node_id_as_ip"]  # else Ray takes them for one node, which is never idle
 
 
 @pytest.mark.kafka
