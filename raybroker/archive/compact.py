@@ -95,7 +95,7 @@ def merge(folder: Place, handle: DeltaTable, group: Group) -> None:
     if isinstance(folder, Path):
         for path in paths:
             os.utime(folder / path)  # `vacuum` counts from the removal: readers may be in them
-    version = (handle.transaction_version(APP_ID) or 0) + 1
+    version = (delta.transaction(handle, APP_ID) or 0) + 1
     delta.commit(folder, handle, [*new, *gone], {APP_ID: version})
 
 

@@ -192,6 +192,17 @@ def commit(
     return int(handle.version())
 
 
+def transaction(handle: DeltaTable, app_id: str) -> int | None:
+    """The position of an application id as of the handle's version, None if it has none.
+
+    Raises `Conflict` where the log was cleaned away under the handle: deltalake reads it only now.
+    """
+    try:
+        return handle.transaction_version(app_id)
+    except DeltaError as error:
+        raise Conflict(str(error)) from error
+
+
 def _stands(
     handle: DeltaTable, actions: Sequence[AddAction | RemoveAction], transactions: Mapping[str, int]
 ) -> bool:
@@ -216,13 +227,13 @@ class Positions:
         self._known: dict[str, int | None] = {}
 
     def of(self, handle: DeltaTable, app_id: str) -> int | None:
-        """The position of an id, None if it has none."""
+        """The position of an id, None if it has none; `Conflict` as `transaction`."""
         if isinstance(self.folder, Path):
-            return handle.transaction_version(app_id)
+            return transaction(handle, app_id)
         if self._version < handle.version():
             self._follow(range(self._version + 1, handle.version() + 1))
         if app_id not in self._known:
-            self._known[app_id] = handle.transaction_version(app_id)
+            self._known[app_id] = transaction(handle, app_id)
         return self._known[app_id]
 
     def _follow(self, versions: range) -> None:

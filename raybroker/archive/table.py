@@ -59,9 +59,17 @@ class AlertsTable:
 
     def positions(self, app_ids: Iterable[str], *, fresh: bool = True) -> dict[str, int]:
         """The stored position of each partition that has one; not `fresh`: as of the version that was read last."""
-        if fresh:
-            self._handle.update_incremental()
-        found = {app_id: self._positions.of(self._handle, app_id) for app_id in app_ids}
+        wanted = list(app_ids)
+
+        def look() -> dict[str, int | None]:
+            return {app_id: self._positions.of(self._handle, app_id) for app_id in wanted}
+
+        try:
+            found = delta.repeat(self.folder, self._handle, look) if fresh else look()
+        except delta.Conflict as error:
+            raise ArchiveError(
+                f"the log of {self.folder} was cleaned away under its reader: {error}"
+            ) from error
         return {app_id: position for app_id, position in found.items() if position is not None}
 
     def append(self, rows: pa.Table, expected: Mapping[str, int | None], new: Mapping[str, int]) -> int:

@@ -1,7 +1,8 @@
 """Drift: the stream changes, and what was learned is wrong from then on. Who recovers, and after how many labels.
 
-The change is one of: 'swap' (from the middle on the classes are exchanged, each for the next), 'time' (nothing is done
-to the table: what its second half brings is the change), or the values of a column, of which one side comes first.
+The change is one of: 'swap' (from a day on the classes are exchanged, each for the next; each seed draws the day in the
+middle third, so that seeds differ in the objects that come after it), 'time' (nothing is done to the table: what its
+second half brings is the change), or the values of a column, of which one side comes first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from raybroker.protocols.stream import Progress, Rules, Run
 from raybroker.protocols.tables import Integers, Labelled
 
 SWAP, TIME = "swap", "time"
-EDGES = (0, 50, 100, 200, 400, 600, 1_000, 2_000)  # labels learned since the change
+EDGES = (0, 50, 100, 200, 400, 800, 1_600, 3_200)  # labels learned since the change
 LEAST_ROWS = 30  # alerts, for a number
 
 
@@ -30,12 +31,13 @@ def changed(data: Labelled, change: str, seed: int) -> tuple[Labelled, int]:
     data = data.in_time(rng)
     if data.change:
         return _by_column(data)
-    middle = int(np.searchsorted(data.times, (data.times[0] + data.times[-1]) / 2))
+    part = 0.5 if change == TIME else rng.uniform(1 / 3, 2 / 3)
+    edge = int(np.searchsorted(data.times, data.times[0] + part * (data.times[-1] - data.times[0])))
     if change == TIME:
-        return data, middle
+        return data, edge
     labels = data.labels.copy()
-    labels[middle:] = (labels[middle:] + 1) % len(data.classes)
-    return replace(data, labels=labels), middle
+    labels[edge:] = (labels[edge:] + 1) % len(data.classes)
+    return replace(data, labels=labels), edge
 
 
 def _by_column(data: Labelled) -> tuple[Labelled, int]:
@@ -48,7 +50,7 @@ def _by_column(data: Labelled) -> tuple[Labelled, int]:
     return replace(moved, times=times), len(first)
 
 
-def _late(values: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _late(values: Sequence[str]) -> stream.Mask:
     try:
         numbers = np.array(values, float)
         late = numbers > np.nanmedian(numbers)
@@ -95,8 +97,14 @@ def _report(runs: Sequence[Run], edges: Sequence[int], recipe: Recipe, rules: Ru
     shown = [
         i for i in range(len(parts)) if any(one[i] == one[i] for seeds in found.values() for one in seeds)
     ]
+    alerts = np.mean([_alerts(run, edge) for run, edge in zip(runs, edges, strict=True)], axis=0)
     rows = [
-        (parts[i], *(findings.with_spread([one[i] for one in found[name]]) for name in names)) for i in shown
+        (
+            parts[i],
+            f"{alerts[i]:.0f}",
+            *(findings.with_spread([one[i] for one in found[name]]) for name in names),
+        )
+        for i in shown
     ]
     numbers = {
         findings.key("drift", name, f"auc_{parts[i].replace(' ', '_')}"): findings.mean(
@@ -106,26 +114,38 @@ def _report(runs: Sequence[Run], edges: Sequence[int], recipe: Recipe, rules: Ru
         for i in shown
     }
     note = f"change: {_what(runs[0].data, change)}; labels {rules.delay:g} days late; AUC on unseen objects, {findings.over(len(runs))}"
-    sheet = Sheet("Drift: labels learned since the change", ("labels", *names), tuple(rows), note)
+    sheet = Sheet("Drift: labels learned since the change", ("labels", "alerts", *names), tuple(rows), note)
     lines = tuple(_line(name, seeds, shown) for name, seeds in found.items())
     plot = Plot("Recovery after the change", "labels learned since the change", "AUC", lines)
     return Findings("drift", numbers, (sheet,), (plot,))
 
 
 def _what(data: Labelled, change: str) -> str:
-    told = {SWAP: "the classes are exchanged halfway", TIME: "the second half of the days"}
+    told = {
+        SWAP: "the classes are exchanged on a day of the middle third",
+        TIME: "the second half of the days",
+    }
     return "the values of a column, one side after the other" if data.change else told[change]
 
 
 def _parts(run: Run, edge: int, said: metrics.Floats) -> list[float]:
     """AUC before the change and in each part after it."""
-    count, rows = since(run, edge), run.scope(stream.SCOPES[0])
-    masks = [rows & (count < 0)]
-    masks += [rows & (count >= low) & (count < high) for low, high in itertools.pairwise(EDGES)]
     return [
         metrics.class_auc(run.data.labels[mask], said[mask]) if mask.sum() >= LEAST_ROWS else float("nan")
-        for mask in masks
+        for mask in _masks(run, edge)
     ]
+
+
+def _alerts(run: Run, edge: int) -> list[int]:
+    """Of how many alerts each of them is."""
+    return [int(mask.sum()) for mask in _masks(run, edge)]
+
+
+def _masks(run: Run, edge: int) -> list[stream.Mask]:
+    """[rows] each: unseen objects before the change, and in each part after it."""
+    count, rows = since(run, edge), run.scope(stream.SCOPES[0])
+    after = [rows & (count >= low) & (count < high) for low, high in itertools.pairwise(EDGES)]
+    return [rows & (count < 0), *after]
 
 
 def _line(name: str, seeds: Sequence[Sequence[float]], shown: Sequence[int]) -> Line:

@@ -175,6 +175,26 @@ def test_logs_are_cleaned_while_several_write_and_no_commit_fails_for_it(
     assert not (folder / "_delta_log" / f"{10:020d}.json").exists()
 
 
+def test_a_position_whose_log_was_cleaned_away_is_read_anew_and_a_merge_is_refused(
+    tmp_path: Path, night_rows: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "CONFIGURATION", delta.CONFIGURATION | OFTEN)
+    table = AlertsTable(tmp_path, "ztf", SCHEMA)
+    for i in range(15):
+        table.append(night_rows.slice(i, 1), {P0: i or None}, {P0: i + 1})
+    old, stale = delta.open_table(table.folder), AlertsTable(tmp_path, "ztf")
+    for i in range(15, 40):
+        table.append(night_rows.slice(i, 1), {P0: i}, {P0: i + 1})
+    compact.compact_all(tmp_path)
+    with pytest.raises(delta.Conflict):
+        delta.transaction(old, P0)
+    with pytest.raises(ArchiveError, match="cleaned away under its reader"):
+        stale.positions([P0], fresh=False)
+    assert stale.positions([P0]) == {P0: 40}
+    monkeypatch.setattr(delta, "open_table", lambda folder: old)
+    assert compact.compact(table.folder).refused
+
+
 def test_a_stale_handle_still_commits_other_partitions(tmp_path: Path, night_rows: pa.Table) -> None:
     one, other = AlertsTable(tmp_path, "ztf", SCHEMA), AlertsTable(tmp_path, "ztf", SCHEMA)
     one.append(night_rows.slice(0, 100), {P0: None}, {P0: 100})

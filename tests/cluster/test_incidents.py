@@ -28,7 +28,8 @@ def lines() -> Iterator[Any]:
     handler.setFormatter(logs.Json())
     own = logging.getLogger("raybroker")
     own.addHandler(handler)
-    level, own.level = own.level, logging.INFO
+    level = own.level
+    own.setLevel(logging.INFO)
     yield lambda: [json.loads(line) for line in out.getvalue().splitlines()]
     own.removeHandler(handler)
     own.setLevel(level)

@@ -95,13 +95,21 @@ def test_the_queue_is_made_by_models_that_never_saw_the_object(monkeypatch):
     assert made.metrics["ranking.mixture.area"] > 0.8
 
 
-def test_a_swap_exchanges_the_classes_halfway():
+@pytest.mark.parametrize("seed", range(4))
+def test_a_swap_exchanges_the_classes_from_a_day_of_the_middle_third_on(seed):
     data = small()
-    made, edge = drift.changed(data, drift.SWAP, 0)
-    plain = data.in_time(np.random.default_rng(0))
+    made, edge = drift.changed(data, drift.SWAP, seed)
+    plain = data.in_time(np.random.default_rng(seed))
     assert made.labels[:edge].tolist() == plain.labels[:edge].tolist()
     assert made.labels[edge:].tolist() == (1 - plain.labels[edge:]).tolist()
-    middle = (plain.times[0] + plain.times[-1]) / 2
+    days = plain.times[-1] - plain.times[0]
+    assert days / 3 <= plain.times[edge] - plain.times[0] <= days * 2 / 3 + np.diff(plain.times).max()
+
+
+def test_every_seed_draws_its_day_and_the_middle_of_the_days_is_the_change_where_time_is():
+    assert len({drift.changed(small(), drift.SWAP, seed)[1] for seed in range(4)}) == 4
+    made, edge = drift.changed(small(), drift.TIME, 3)
+    middle = (made.times[0] + made.times[-1]) / 2
     assert made.times[edge - 1] < middle <= made.times[edge]
 
 
@@ -131,7 +139,7 @@ def test_labels_are_counted_from_the_change():
 
 def test_the_drift_report_has_every_member():
     made = drift.protocol(small(250, told=2.5), QUICK, Rules(10.0), (0,))
-    assert made.sheets[0].columns == ("labels", "mixture", "random forest", *QUICK.names)
+    assert made.sheets[0].columns == ("labels", "alerts", "mixture", "random forest", *QUICK.names)
     before, after = (made.metrics[f"drift.mixture.auc_{part}"] for part in ("before", "0_to_50"))
     assert before > 0.7 > after
 
