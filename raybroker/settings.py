@@ -52,9 +52,8 @@ class Table(BaseModel):
 class ArchiveSettings(Table):
     """Where everything is kept."""
 
-    root: Annotated[Path | ObjectUrl, BeforeValidator(place)] = Path(
-        "raybroker-data"
-    )  # or s3://bucket/prefix
+    # or s3://bucket/prefix
+    root: Annotated[Path | ObjectUrl, BeforeValidator(place)] = Path("raybroker-data")
     live_files: Count = 500  # compaction keeps each table below this
     cache: Path | None = None  # object stores: each machine's folder for catalogues; null: ~/.cache/raybroker
 
@@ -172,10 +171,7 @@ class ModelSettings(Table):
     """One model that learns from labels."""
 
     task: Literal["classify", "anomaly"] = "classify"
-    classes: Annotated[list[str], Field(min_length=2)] = [
-        "interesting",
-        "ordinary",
-    ]  # the default of "anomaly"
+    classes: Annotated[list[str], Field(min_length=2)] = ["interesting", "ordinary"]  # of "anomaly"
     raw: dict[str, list[str]] = {}  # class: the raw labels ([labels] classes) that mean it
     columns: list[str] = ["basic.*"]
     members: Annotated[list[str], Field(min_length=1)] = ["softmax", "naive_bayes", "window"]
@@ -193,9 +189,7 @@ class ModelSettings(Table):
     thinning_days: Annotated[float, Field(ge=0)] = 5.0
     seed: int = 0
     challengers: dict[Name, ChallengerSettings] = {}
-    rank: Literal["mean", "latest", "max"] = (
-        "mean"  # of an object's scores: how `raybroker evaluate` queues it
-    )
+    rank: Literal["mean", "latest", "max"] = "mean"  # of an object's scores: as `raybroker evaluate` queues
 
     @field_validator("classes")
     @classmethod
@@ -231,18 +225,15 @@ class CatalogueLabelsSettings(Table):
     column: str = ""  # such as "simbad.main_type"
     radius_arcsec: Positive = 2.0
     delay_days: Annotated[float, Field(ge=0)] = 0.0  # after the alert, before the label is given
-    classes: Annotated[
-        dict[str, str], Field(min_length=1)
-    ]  # the catalogue's type: a raw label, or a model's class
+    # the catalogue's type: a raw label, or a model's class
+    classes: Annotated[dict[str, str], Field(min_length=1)]
     model: str = ""  # empty: raw labels, for every model that knows them
 
 
 class LabelsSettings(Table):
     """What people may say, and whose word holds."""
 
-    classes: list[
-        str
-    ] = []  # raw labels, which models translate by their `raw`; empty: each model has its own
+    classes: list[str] = []  # raw labels, which models translate by `raw`; empty: each model has its own
     rule: Literal["newest", "first", "majority", "agreed"] = "newest"  # where people disagree
     catalogues: dict[Name, CatalogueLabelsSettings] = {}
 

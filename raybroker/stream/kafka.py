@@ -96,14 +96,8 @@ class KafkaSource:
 
     def _settings(self, group: str, given: Mapping[str, str]) -> dict[str, Any]:
         callbacks = {"error_cb": self._trouble, "logger": Quiet(), "on_commit": hint_refused}
-        return {
-            **READING,
-            **given,
-            **OURS,
-            **callbacks,
-            "bootstrap.servers": self.servers,
-            "group.id": group,
-        }
+        ours = {**OURS, **callbacks, "bootstrap.servers": self.servers, "group.id": group}
+        return {**READING, **given, **ours}
 
     def poll(self, limit: int, seconds: float, max_bytes: int = MAX_BYTES) -> list[Packet]:
         """See `Source`. At most one packet's worth over `max_bytes`, as far as sizes can be foreseen."""

@@ -5,8 +5,7 @@ its first row. The walk runs each body's program and puts the values that have a
 arena). Every read is checked against the end of the body, so any bytes are safe; what is wrong becomes the body's
 status.
 
-Inside, arrays are plain addresses: Numba counts references to arrays on every call, which made the walk nine times
-slower.
+Inside, arrays are plain addresses: Numba counts references to arrays on every call, which took nine times as long.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 # operations; those from BOOLEAN on read one value: a is the branch of null in ["null", x], or −1; b a size
-END, JUMP, UNION, ARRAY, ITEMS, MARK, BOOLEAN, INT, LONG, FLOAT, DOUBLE, BYTES, STRING, FIXED, ENUM = range(
-    15
-)
+END, JUMP, UNION, ARRAY, ITEMS, MARK = range(6)
+BOOLEAN, INT, LONG, FLOAT, DOUBLE, BYTES, STRING, FIXED, ENUM = range(6, 15)
 # kinds of columns, by their Avro name
 KINDS = {"record": 0, "boolean": 1, "int": 2, "long": 3, "float": 4, "double": 5, "string": 6, "bytes": 7}
 WIDTHS = {"record": 1, "boolean": 1, "int": 4, "long": 8, "float": 4, "double": 8, "string": 8, "bytes": 8}

@@ -331,7 +331,7 @@ def test_numbers_beyond_all_measure_are_borne() -> None:
 def test_it_keeps_the_rules_for_learners(members: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outliers, "TREES", 20)
     monkeypatch.setattr(outliers, "SPARE_TREES", 20)
-    background, _ = checks._lesson(CLASSES, COLUMNS)
+    background, _ = checks.lesson(CLASSES, COLUMNS)
 
     def make() -> OutlierLearner:
         learner = OutlierLearner("odd", CLASSES, COLUMNS, members, seed=3)
