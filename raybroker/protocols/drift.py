@@ -8,7 +8,7 @@ second half brings is the change), or the values of a column, of which one side 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -70,7 +70,7 @@ def protocol(
     change: str = SWAP,
     progress: Progress = lambda share: None,
 ) -> Findings:
-    """AUC on unseen objects by the number of labels learned since the change, of every member."""
+    """AUC by the number of labels learned since the change, of every member: on unseen objects, and on all alerts."""
     runs, edges = [], []
     for number, seed in enumerate(seeds):
         rows, edge = changed(data, change, seed)
@@ -87,37 +87,65 @@ def since(run: Run, edge: int) -> Integers:
     return np.where(np.arange(len(run.data)) < edge, -1, np.maximum(run.heard - before, 0))
 
 
+PARTS = ("before", *(f"{low} to {high}" for low, high in itertools.pairwise(EDGES)))
+Seeds = Sequence[Sequence[float]]  # by seed, a number for each of `PARTS`; NaN where it is of too few alerts
+
+
 def _report(runs: Sequence[Run], edges: Sequence[int], recipe: Recipe, rules: Rules, change: str) -> Findings:
     names = (MIXTURE, BASELINE, *recipe.names)
-    parts = ["before", *(f"{low} to {high}" for low, high in itertools.pairwise(EDGES))]
-    found = {
-        name: [_parts(run, edge, run.said(recipe.names)[name]) for run, edge in zip(runs, edges, strict=True)]
+    unseen, _, everything = stream.SCOPES
+    note = f"change: {_what(runs[0].data, change)}; labels {rules.delay:g} days late; AUC, {findings.over(len(runs))}"
+    numbers, sheets = dict[str, float](), list[Sheet]()
+    for scope, prefix in ((unseen, ()), (everything, ("all_alerts",))):
+        found = _by_model(runs, edges, names, scope)
+        counts = [[int(mask.sum()) for mask in _masks(*one, scope)] for one in zip(runs, edges, strict=True)]
+        sheets.append(_sheet(found, np.mean(counts, axis=0).tolist(), scope, note))
+        for name, seeds in found.items():
+            means = {part: findings.mean([one[i] for one in seeds]) for i, part in enumerate(PARTS)}
+            numbers |= {
+                findings.key("drift", *prefix, name, f"auc_{part.replace(' ', '_')}"): mean
+                for part, mean in means.items()
+                if mean == mean
+            }
+    lines = tuple(_line(name, seeds) for name, seeds in _by_model(runs, edges, names, unseen).items())
+    plot = Plot(
+        "Recovery after the change", "labels learned since the change", "AUC on unseen objects", lines
+    )
+    return Findings("drift", numbers, tuple(sheets), (plot,))
+
+
+def _by_model(
+    runs: Sequence[Run], edges: Sequence[int], names: Sequence[str], scope: str
+) -> dict[str, Seeds]:
+    """AUC before the change and in each part after it."""
+    members = tuple(names[2:])
+    told = [
+        (run.said(members), run.data.labels, _masks(run, edge, scope))
+        for run, edge in zip(runs, edges, strict=True)
+    ]
+    return {
+        name: [[_auc(labels, said[name], mask) for mask in masks] for said, labels, masks in told]
         for name in names
     }
-    shown = [
-        i for i in range(len(parts)) if any(one[i] == one[i] for seeds in found.values() for one in seeds)
-    ]
-    alerts = np.mean([_alerts(run, edge) for run, edge in zip(runs, edges, strict=True)], axis=0)
+
+
+def _auc(labels: Integers, said: metrics.Floats, mask: stream.Mask) -> float:
+    return metrics.class_auc(labels[mask], said[mask]) if mask.sum() >= LEAST_ROWS else float("nan")
+
+
+def _sheet(found: Mapping[str, Seeds], alerts: Sequence[float], scope: str, note: str) -> Sheet:
     rows = [
         (
-            parts[i],
+            part,
             f"{alerts[i]:.0f}",
-            *(findings.with_spread([one[i] for one in found[name]]) for name in names),
+            *(findings.with_spread([one[i] for one in seeds]) for seeds in found.values()),
         )
-        for i in shown
+        for i, part in enumerate(PARTS)
+        if any(one[i] == one[i] for seeds in found.values() for one in seeds)
     ]
-    numbers = {
-        findings.key("drift", name, f"auc_{parts[i].replace(' ', '_')}"): findings.mean(
-            [one[i] for one in seeds]
-        )
-        for name, seeds in found.items()
-        for i in shown
-    }
-    note = f"change: {_what(runs[0].data, change)}; labels {rules.delay:g} days late; AUC on unseen objects, {findings.over(len(runs))}"
-    sheet = Sheet("Drift: labels learned since the change", ("labels", "alerts", *names), tuple(rows), note)
-    lines = tuple(_line(name, seeds, shown) for name, seeds in found.items())
-    plot = Plot("Recovery after the change", "labels learned since the change", "AUC", lines)
-    return Findings("drift", numbers, (sheet,), (plot,))
+    return Sheet(
+        f"Drift, {scope}: labels learned since the change", ("labels", "alerts", *found), tuple(rows), note
+    )
 
 
 def _what(data: Labelled, change: str) -> str:
@@ -128,27 +156,15 @@ def _what(data: Labelled, change: str) -> str:
     return "the values of a column, one side after the other" if data.change else told[change]
 
 
-def _parts(run: Run, edge: int, said: metrics.Floats) -> list[float]:
-    """AUC before the change and in each part after it."""
-    return [
-        metrics.class_auc(run.data.labels[mask], said[mask]) if mask.sum() >= LEAST_ROWS else float("nan")
-        for mask in _masks(run, edge)
-    ]
-
-
-def _alerts(run: Run, edge: int) -> list[int]:
-    """Of how many alerts each of them is."""
-    return [int(mask.sum()) for mask in _masks(run, edge)]
-
-
-def _masks(run: Run, edge: int) -> list[stream.Mask]:
-    """[rows] each: unseen objects before the change, and in each part after it."""
-    count, rows = since(run, edge), run.scope(stream.SCOPES[0])
+def _masks(run: Run, edge: int, scope: str) -> list[stream.Mask]:
+    """[rows] each: those of a scope before the change, and in each part after it."""
+    count, rows = since(run, edge), run.scope(scope)
     after = [rows & (count >= low) & (count < high) for low, high in itertools.pairwise(EDGES)]
     return [rows & (count < 0), *after]
 
 
-def _line(name: str, seeds: Sequence[Sequence[float]], shown: Sequence[int]) -> Line:
+def _line(name: str, seeds: Seeds) -> Line:
     middles = [-50.0, *((low + high) / 2 for low, high in itertools.pairwise(EDGES))]
-    y = [findings.mean([one[i] for one in seeds]) for i in shown]
-    return Line(name, tuple(middles[i] for i in shown), tuple(y))
+    means = [findings.mean([one[i] for one in seeds]) for i in range(len(PARTS))]
+    known = [(x, y) for x, y in zip(middles, means, strict=True) if y == y]
+    return Line(name, tuple(x for x, _ in known), tuple(y for _, y in known))

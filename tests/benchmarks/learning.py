@@ -138,7 +138,7 @@ def active(job: Job) -> list[Findings]:
 
 def drift(job: Job) -> list[Findings]:
     """The classes are exchanged halfway."""
-    return list(job.supernovae(protocol="drift", delay=2.0).findings)
+    return list(job.supernovae(protocol="drift").findings)
 
 
 def ranking(job: Job) -> list[Findings]:
@@ -209,7 +209,8 @@ ABOUT = {
     "anomaly": "A random fifth of the simulated transients (10,516, of which some 110 are kilonovae), drawn anew for every run. The loop looks at one object after "
     "the other and is told what it was; [decisions/anomaly.md](decisions/anomaly.md) has more runs.",
     "active": "One alert per object in the pool; ten labels at a time; the curve is the AUC on objects that nobody can choose.",
-    "drift": "Labels 2 days late. The members that learn at once follow first, those that refit follow further.",
+    "drift": "Labels 14 days late. What comes before the first label of the new kind is judged by the old. An object is unseen until one of its labels was learned; on all alerts, "
+    "one that knows the objects again does well too.",
     "ranking": "How soon people meet the wanted class when they read a queue from its top.",
     "speed": "",
     "night": "The same light curves as ZTF packets through decoding, cuts, features, scores and archive. An oracle answers ten questions a night, "

@@ -139,9 +139,13 @@ def test_labels_are_counted_from_the_change():
 
 def test_the_drift_report_has_every_member():
     made = drift.protocol(small(250, told=2.5), QUICK, Rules(10.0), (0,))
-    assert made.sheets[0].columns == ("labels", "alerts", "mixture", "random forest", *QUICK.names)
+    unseen, everything = made.sheets
+    assert unseen.columns == ("labels", "alerts", "mixture", "random forest", *QUICK.names)
     before, after = (made.metrics[f"drift.mixture.auc_{part}"] for part in ("before", "0_to_50"))
     assert before > 0.7 > after
+    alerts = [{row[0]: int(row[1]) for row in sheet.rows} for sheet in (unseen, everything)]
+    assert 30 <= alerts[0]["before"] < alerts[1]["before"]
+    assert made.metrics["drift.all_alerts.mixture.auc_before"] > 0.7
 
 
 def test_tables_of_tests_are_what_they_say():
