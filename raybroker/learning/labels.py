@@ -8,6 +8,7 @@ nor by a later one of the same person about the same alert and model.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ Raw = Mapping[str, Sequence[str]]  # a model's class: the raw classes that mean 
 NO_RAW: Raw = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Label:
     """One line of the ledger. It names an alert: the learner trains on what was known when the question was asked.
 
@@ -52,6 +53,7 @@ class Label:
     def of(cls, row: Mapping[str, Any]) -> Label:
         """The label in a row of the event log; columns that it does not know are left out."""
         known = {field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row}
+        known |= {name: sys.intern(str(known[name])) for name in REPEATED if known.get(name) is not None}
         return cls(**{name: value for name, value in known.items() if value is not None or name in NULLABLE})
 
     @property
@@ -61,6 +63,7 @@ class Label:
 
 
 NULLABLE = frozenset({"object_id", "label", "query_id", "replaces"})
+REPEATED = ("survey", "model", "label", "who", "source")  # few words that all labels share: each is kept once
 
 
 def new_event_id() -> str:
@@ -272,7 +275,7 @@ class Ledger:
             if classed[one.event_id] == verdict == votes.get(_voter(one)) and one.event_id not in void
         ]
         first = min(agreeing, key=lambda one: self._arrival.get(one.event_id, len(self._labels)))
-        return dataclasses.replace(first, label=verdict)
+        return first if first.label == verdict else dataclasses.replace(first, label=verdict)
 
 
 Reader = tuple[Any, ...]

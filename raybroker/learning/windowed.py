@@ -7,6 +7,7 @@ learned in a row cost one refit.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,8 @@ class WindowMember:
 
     def __init__(self, classes: int, columns: int, seed: int, window: int) -> None:
         self.classes, self.columns, self.seed, self.window = classes, columns, seed, window
-        self.rows: list[NDArray[np.float32]] = []  # from label number `first` on
-        self.labels: list[int] = []
+        self.rows = array("f")  # of label number `first`, then of the next: no array of its own for each
+        self.labels: list[int] = []  # from number `first` on
         self.first = self.learned = 0
         self.change = 0  # labels before this number count for less
         self.fitted = 0  # the number of labels at the last refit
@@ -61,7 +62,7 @@ class WindowMember:
         self.part: Part = empty(classes)
 
     def learn(self, row: Floats, label: int) -> None:
-        self.rows.append(row.astype(np.float32))
+        self.rows.frombytes(row.astype(np.float32).tobytes())
         self.labels.append(label)
         self.learned += 1
         held = min(self.learned, self.window)
@@ -72,7 +73,7 @@ class WindowMember:
         start = max(0, self.learned - self.window)
         self.fitted, self.due = self.learned, (start, self.learned)
         gone = start - self.first
-        del self.rows[:gone], self.labels[:gone]
+        del self.rows[: gone * self.columns], self.labels[:gone]
         self.first = start
 
     def changed(self, kept: int) -> None:
@@ -88,9 +89,13 @@ class WindowMember:
         before = max(0, number - self.first)
         if before < LEAST or len(self.labels) - before < AFTER_CHANGE:
             return False
-        rows, labels = np.array(self.rows), np.array(self.labels)
+        rows, labels = self._matrix(), np.array(self.labels)
         old = fit(Lesson(rows[:before], labels[:before]), self.classes, self.seed, boosts=False)
         return class_auc(labels[before:], old.predict(rows[before:].astype(float))) > STILL
+
+    def _matrix(self) -> NDArray[np.float32]:
+        """[labels, columns], a copy."""
+        return np.array(self.rows, np.float32).reshape(-1, self.columns)
 
     def predict_one(self, row: Floats) -> Floats:
         return self.compile().predict(row[None, :])[0]
@@ -100,7 +105,7 @@ class WindowMember:
             start, stop = (number - self.first for number in self.due)
             old = np.arange(*self.due) < self.change
             weights = np.where(old, BEFORE_CHANGE, 1.0) if old.any() else None
-            lesson = Lesson(np.array(self.rows[start:stop]), np.array(self.labels[start:stop]), weights)
+            lesson = Lesson(self._matrix()[start:stop], np.array(self.labels[start:stop]), weights)
             self.part, self.due = fit(lesson, self.classes, self.seed), None
         return self.part
 

@@ -164,6 +164,7 @@ def of_process(pid: int, memory: Memory, settle_seconds: float) -> dict[str, Any
         "uss_last": memory.uss[-1],
         "uss_growth": memory.growth(memory.uss, settle_seconds),
         "rss_growth": memory.growth(memory.rss, settle_seconds),
+        "dirty_growth": memory.growth(memory.dirty, settle_seconds),
         "series": {"seconds": memory.seconds, "rss": memory.rss, "uss": memory.uss, "pss": memory.pss},
     }
 

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -39,13 +40,17 @@ def role_of(command: str) -> str:
 
 @dataclass
 class Memory:
-    """One process over time: seconds since the first look, and MB."""
+    """One process over time: seconds since the first look, and MB.
+
+    `uss` counts a library's pages too while no other process has them; `dirty` is what the process itself wrote.
+    """
 
     role: str
     seconds: list[float] = field(default_factory=list)
     rss: list[float] = field(default_factory=list)
     uss: list[float] = field(default_factory=list)
     pss: list[float] = field(default_factory=list)
+    dirty: list[float] = field(default_factory=list)
 
     def growth(self, numbers: Sequence[float], after: float) -> float:
         """MB per minute after so many seconds, by least squares; NaN where there are too few looks."""
@@ -54,6 +59,15 @@ class Memory:
         if late.sum() < 3:
             return float("nan")
         return float(np.polyfit(seconds[late] / 60, np.array(numbers)[late], 1)[0])
+
+
+def _private_dirty(pid: int) -> int:
+    """Bytes; Linux alone tells them, elsewhere 0."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
 
 
 class Watch:
@@ -115,6 +129,7 @@ class Watch:
         memory.rss.append(found.rss / MB)
         memory.uss.append(found.uss / MB)
         memory.pss.append(found.pss / MB)
+        memory.dirty.append(_private_dirty(process.pid) / MB)
 
     def cpu_seconds(self) -> dict[str, list[float]]:
         """CPU seconds spent while watched, by role, one number per process."""

@@ -174,10 +174,12 @@ def sheets(found: Soak, limits: Limits) -> list[Sheet]:
             f"{one['rss_last']:,.0f}",
             f"{one['uss_last']:,.0f}",
             f"{one['uss_growth']:+.2f}",
+            f"{one['dirty_growth']:+.2f}",
         )
         for one in found.processes
     ]
-    columns = ("process", "RSS, MB", "private, MB", f"private, MB/min after {found.minutes / 3:.0f} min")
+    after = f"MB/min after {found.minutes / 3:.0f} min"
+    columns = ("process", "RSS, MB", "private, MB", f"private, {after}", f"of it written, {after}")
     return [Sheet("What it came to", ("", ""), head), Sheet("Memory", columns, memory)]
 
 

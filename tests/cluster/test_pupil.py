@@ -1,3 +1,7 @@
+import dataclasses
+import gc
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -228,6 +232,40 @@ def test_no_more_is_wanted_than_the_budget_leaves() -> None:
     assert pupil.wanted(1000.0) == 1
     tell(pupil, label(1, "SN", query_id="q1", when=1000.0))
     assert (pupil.wanted(1000.0), pupil.wanted(1000.0 + 13 * 3600)) == (0, 1)
+
+
+def test_a_label_is_kept_in_little_memory() -> None:
+    """Without its own dict of features, its own copy of every word, its own array, and a share in each kept state."""
+    columns = tuple(f"basic.{number}" for number in range(20))
+    pupil = Pupil("transient", ModelSettings(classes=["AGN", "SN"], members=["softmax"]), columns)
+
+    def teach(numbers: range) -> int:
+        for number in numbers:
+            values = np.random.default_rng(number).normal(size=20).tolist()
+            features = {f"basic.{column}": value for column, value in enumerate(values)}
+            told = label(number, "AGN" if number % 2 else "SN", source=f"{'te'}st")
+            pupil.hear(told, Asked(told.alert_id, features, 60000.0))
+            pupil.study()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = teach(range(600))  # what is bounded is full
+        assert teach(range(600, 900)) - before < 300 * 3_400
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_kept_of_a_label_teaches_the_same() -> None:
+    features = {"rise": -0.0, "colour": None, "unasked": 3.0}
+    whole = Asked("ztf:1", features, 60000.0, {"mixture": [0.25, 0.75]}, True)
+    kept = whole.kept({"rise": 0, "colour": 1})
+    assert dict(kept.features) == {"rise": 0.0, "colour": None}
+    assert "unasked" not in kept.features
+    assert kept.digest(COLUMNS) == whole.digest(COLUMNS)
+    assert kept.digest(COLUMNS) != dataclasses.replace(whole, features={"rise": 0.0}).digest(COLUMNS)
+    assert (kept.mjd, kept.before, kept.pick) == (whole.mjd, whole.before, whole.pick)
 
 
 def test_undo_after_undo_keeps_the_older_states() -> None:

@@ -91,7 +91,8 @@ def test_what_is_new_does_not_push_out_what_is_in_the_window() -> None:
 def test_what_is_older_than_the_window_is_forgotten() -> None:
     member = taught(sky(100, turned=True) + sky(60, seed=2), window=50)
     assert right(member) > 0.7
-    assert len(member.rows) <= 50 + 5
+    assert len(member.labels) <= 50 + 5
+    assert len(member.rows) == COLUMNS * len(member.labels)
     assert right(taught(sky(100, turned=True) + sky(60, seed=2))) < 0.5
 
 
