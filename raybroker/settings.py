@@ -187,6 +187,8 @@ class ModelSettings(Table):
     faintest: float | None = None  # magnitude; fainter alerts are not asked
     claim_minutes: Positive = 10.0  # for so long nobody else is asked what somebody looks at
     thinning_days: Annotated[float, Field(ge=0)] = 5.0
+    later_alerts: bool = True  # a label teaches later alerts of its object too, one in `thinning_days`
+    of_alert: list[str] = ["bogus"]  # classes that are said of one alert, and not of its object
     seed: int = 0
     challengers: dict[Name, ChallengerSettings] = {}
     rank: Literal["mean", "latest", "max"] = "mean"  # of an object's scores: as `raybroker evaluate` queues

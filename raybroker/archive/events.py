@@ -100,6 +100,17 @@ ANNOTATIONS = pa.schema(
         ("value", pa.string()),  # JSON
     ]
 )
+LATER = pa.schema(  # later alerts of objects that somebody labelled, which teach the same
+    [
+        ("event_id", pa.string()),  # model and alert id
+        ("model", pa.string()),
+        ("survey", pa.string()),
+        ("alert_id", pa.string()),
+        ("object_id", pa.string()),
+        ("of", pa.string()),  # the alert id of the label
+        ("when", TIME),
+    ]
+)
 TOPICS = pa.schema(
     [
         ("event_id", pa.string()),  # cluster/topic_id
@@ -127,6 +138,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "queries": QUERIES,
     "snapshots": SNAPSHOTS,
     "annotations": ANNOTATIONS,
+    "later": LATER,
     "topics": TOPICS,
     "gaps": GAPS,
 }

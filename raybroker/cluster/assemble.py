@@ -148,7 +148,8 @@ def open_source(
 def trainer(settings: Settings) -> Trainer:
     """The trainer of all models, over all surveys."""
     from raybroker.cluster.catalogue_labels import Watch
-    from raybroker.cluster.trainer import Stream, Trainer
+    from raybroker.cluster.rows import Stream
+    from raybroker.cluster.trainer import Trainer
 
     streams = {}
     for name in settings.surveys:

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raybroker.cluster import later
+from raybroker.cluster.later import Later, Told
 from raybroker.cluster.progress import Progress
 from raybroker.cluster.states import Older, mark_after, nothing_older, origin_of
-from raybroker.cluster.teaching import Asked, table_digest
+from raybroker.cluster.teaching import OWN, Asked, features_of, member_names, said_of, table_digest
 from raybroker.learning import arrival, strategies
 from raybroker.learning.compiled import Floats
 from raybroker.learning.labels import Label, Ledger, translate
@@ -29,7 +31,6 @@ from raybroker.learning.release import Taught
 from raybroker.learning.shortlist import Candidate, Choice, Query, Shortlist
 from raybroker.settings import ChallengerSettings, LabelsSettings, ModelSettings
 
-OWN = "own"  # the model's own configuration; the others are its challengers
 ASKED = 2_000  # questions that are remembered; of older ones the archive is asked
 NIGHT = 12 * 3600.0  # a night's budget is of the answers of so many seconds
 KEPT_STATES, STATE_EVERY = 4, 10  # states to go back to, and how many lessons lie between two
@@ -66,6 +67,7 @@ class Pupil:
         self.asked: dict[str, Asked] = {}  # by query id
         self.taught: dict[str, Asked] = {}  # by event id: what each label teaches
         self.heard: list[str] = []  # event ids, in the order in which they came
+        self.later: dict[str, Later] = {}  # by event id
         self.background: pa.Table | None = None  # what an anomaly forest grew on
         self._ground = ""  # its digest
         self._spoken: dict[str, list[str]] = {}  # by object: event ids of all labels of it
@@ -136,8 +138,10 @@ class Pupil:
 
     # Labels.
 
-    def concerns(self, label: Label) -> bool:
+    def concerns(self, label: Told) -> bool:
         """Whether a label is for this model, and new: its own, or a raw one if it translates any."""
+        if isinstance(label, Later):
+            return label.model == self.name and label.event_id not in self.later
         own = label.model == self.name or (not label.model and bool(self.settings.raw))
         return own and label.event_id not in self.ledger
 
@@ -151,19 +155,33 @@ class Pupil:
             return Asked(label.alert_id, candidate.features, candidate.mjd)
         return None
 
-    def hear(self, label: Label, asked: Asked | None) -> bool:
+    def hear(self, label: Told, asked: Asked | None) -> bool:
         """Take a label into the ledger, with what it would teach; `study` learns what follows. False if it was there."""
-        if not self.ledger.add(label):
+        if isinstance(label, Label) and not self.ledger.add(label):
             return False
         self.heard.append(label.event_id)
-        self._spoken.setdefault(label.object_id or label.alert_id, []).append(label.event_id)
-        self._count(label)
         if asked is not None:
             self.taught[label.event_id] = asked.kept(self._places)
             self._teaches[label.event_id] = asked.digest(self.columns)
+        if isinstance(label, Later):
+            self.later[label.event_id] = label
+            return True
+        self._spoken.setdefault(label.object_id or label.alert_id, []).append(label.event_id)
+        self._count(label)
         told = self.shortlist.answered if self.is_answered(label) else self.shortlist.reopen
         told(label.alert_id, label.object_id)
         return True
+
+    def later_of(self, candidates: Sequence[Candidate]) -> list[Later]:
+        """Of new alerts, those that a label of their object teaches too."""
+        return (
+            later.new(candidates, self._said(), self.thinning, self.settings, self.name)
+            if self.lessons
+            else []
+        )
+
+    def _said(self) -> list[Label]:
+        return self.ledger.to_learn(self.name, self.settings.raw, self.settings.classes)
 
     def is_answered(self, label: Label) -> bool:
         """Whether somebody's word on this label's object stands: then it is not asked."""
@@ -185,7 +203,7 @@ class Pupil:
 
         `after` is called after each of them.
         """
-        wanted = self.ledger.to_learn(self.name, self.settings.raw, self.settings.classes)
+        wanted = later.with_later(self._said(), self.later, self.heard)
         lessons = [(label.event_id, str(label.label)) for label in wanted]
         same = next((i for i, (a, b) in enumerate(zip(lessons, self.lessons, strict=False)) if a != b), None)
         same = min(len(lessons), len(self.lessons)) if same is None else same
@@ -266,13 +284,13 @@ class Pupil:
             self._promote()
 
     def _learn(self, key: str, label: Label, asked: Asked, unseen: bool) -> Learned:
-        row, before = _table([asked.features], self.own_columns[key]), self._before(key, asked)
+        row, before = features_of([asked.features], self.own_columns[key]), self._before(key, asked)
         given = {"before": before, "picks": [asked.pick], "unseen": [unseen]}
         return self.learners[key].learn(row, [str(label.label)], **given)
 
     def _before(self, key: str, asked: Asked) -> Floats | None:
         """[members, 1, classes]: what a configuration's members said when the question was asked, if they did."""
-        names = _names(key, self.learners[key].member_names)
+        names = member_names(key, self.learners[key].member_names)
         if any(len(asked.before.get(name, ())) != len(self.settings.classes) for name in names):
             return None
         return np.array([[asked.before[name]] for name in names], float)
@@ -323,7 +341,9 @@ class Pupil:
     def consider(self, candidates: Sequence[Candidate], now_mjd: float, now: float = 0.0) -> list[str]:
         """New alerts for the pool; returns the ids of queries that are too old or too faint now."""
         if self.settings.arrival != "all" and candidates:
-            said = self.frozen.predict(_table([one.features for one in candidates], self.columns)).mixture
+            said = self.frozen.predict(
+                features_of([one.features for one in candidates], self.columns)
+            ).mixture
             doubt = said[:, 0] if self.settings.task == "anomaly" else 1.0 - said.max(axis=1)
             entry = self.arrival.decide(doubt)
             candidates = [
@@ -337,7 +357,7 @@ class Pupil:
     def choose(self, snapshot: int, now: float) -> Choice:
         """Score the whole pool with the model as it is and choose what to ask; `now` in seconds since 1970."""
         features = self.shortlist.features(self.columns)
-        self.shortlist.members = _names(self.contest.champion, self.learner.member_names)
+        self.shortlist.members = member_names(self.contest.champion, self.learner.member_names)
         pool = self.shortlist.pool(self.frozen.predict(features), features)
         given = {"allowance": self._allowance(now), "now": now}
         strategy = self.settings.strategy, self.strategy
@@ -364,13 +384,8 @@ class Pupil:
         others = [key for key in self.learners if key != self.contest.champion]
         if not queries or not others:
             return list(queries)
-        rows = _table([query.features for query in queries], self.columns)
-        more: list[dict[str, tuple[float, ...]]] = [{} for _ in queries]
-        for key in others:
-            said = self.learners[key].frozen().predict(rows).members
-            for name, by_row in zip(_names(key, self.learners[key].member_names), said, strict=True):
-                for found, p in zip(more, by_row.tolist(), strict=True):
-                    found[name] = tuple(p)
+        rows = features_of([query.features for query in queries], self.columns)
+        more = said_of({key: self.learners[key] for key in others}, rows)
         return [
             dataclasses.replace(query, probabilities={**query.probabilities, **found})
             for query, found in zip(queries, more, strict=True)
@@ -382,13 +397,3 @@ class Pupil:
         gone = [query_id for query_id in self.asked if query_id not in standing]
         for query_id in gone[: max(0, len(self.asked) - ASKED)]:
             del self.asked[query_id]
-
-
-def _names(key: str, members: Sequence[str]) -> tuple[str, ...]:
-    """A configuration's members as a question names them."""
-    return tuple(members) if key == OWN else tuple(f"{key}/{name}" for name in members)
-
-
-def _table(rows: Sequence[Mapping[str, float | None]], columns: Sequence[str]) -> pa.Table:
-    arrays = [pa.array([row.get(path) for row in rows], pa.float64()) for path in columns]
-    return pa.table(arrays, names=list(columns))

@@ -6,7 +6,8 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +18,23 @@ from raybroker.archive.lookup import Lookup
 from raybroker.archive.table import AlertsTable
 from raybroker.errors import RaybrokerError
 from raybroker.learning.shortlist import Candidate
+from raybroker.pipeline import Pipeline
 from raybroker.scores.online import features_table
-
-if TYPE_CHECKING:
-    from raybroker.cluster.trainer import Stream
+from raybroker.surveys import Survey
 
 log = logging.getLogger("raybroker")
 
 LATEST, WILD = 1_000, 25  # alerts whose dates are looked at, and how many of these may be wrong
 KEPT = pa.array(["scored", "failed"])  # outcomes of what may be asked about
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How the trainer reads one survey: its table, and how to compute a rejected alert's features again."""
+
+    survey: Survey
+    pipeline: Pipeline
+    table: AlertsTable
 
 
 def kept(rows: pa.Table) -> pa.Table:

@@ -16,6 +16,8 @@ import pyarrow as pa
 from raybroker.learning.shortlist import Query
 from raybroker.scores.online import feature_digest
 
+OWN = "own"  # a model's own configuration; the others are its challengers
+
 
 class Row(Mapping[str, float | None]):
     """One alert's features, for as long as a model lives: eight bytes each, where a dict of them takes fifty and more.
@@ -82,3 +84,25 @@ def table_digest(table: pa.Table) -> str:
     """Of numbers by column, null where not known."""
     columns = (np.array(table[name].to_numpy(), np.float64).tobytes() for name in table.column_names)
     return hashlib.sha256(repr(table.column_names).encode() + b"".join(columns)).hexdigest()
+
+
+def member_names(key: str, members: Sequence[str]) -> tuple[str, ...]:
+    """A configuration's members as a question names them."""
+    return tuple(members) if key == OWN else tuple(f"{key}/{name}" for name in members)
+
+
+def features_of(rows: Sequence[Mapping[str, float | None]], columns: Sequence[str]) -> pa.Table:
+    """Rows of features as a table of these columns."""
+    arrays = [pa.array([row.get(path) for row in rows], pa.float64()) for path in columns]
+    return pa.table(arrays, names=list(columns))
+
+
+def said_of(learners: Mapping[str, Any], rows: pa.Table) -> list[dict[str, tuple[float, ...]]]:
+    """Of each row: the probabilities of the classes by each member of each configuration."""
+    found: list[dict[str, tuple[float, ...]]] = [{} for _ in range(rows.num_rows)]
+    for key, learner in learners.items():
+        said = learner.frozen().predict(rows).members
+        for name, by_row in zip(member_names(key, learner.member_names), said, strict=True):
+            for one, p in zip(found, by_row.tolist(), strict=True):
+                one[name] = tuple(p)
+    return found

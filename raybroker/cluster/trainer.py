@@ -19,23 +19,31 @@ from typing import Any
 from raybroker.archive import provenance
 from raybroker.archive.events import EventLog, dicts
 from raybroker.archive.lookup import Lookup
-from raybroker.archive.table import AlertsTable
 from raybroker.cluster.catalogue_labels import Watch
+from raybroker.cluster.later import Later, Told
 from raybroker.cluster.lesson import Lesson
-from raybroker.cluster.pupil import OWN, Pupil
+from raybroker.cluster.pupil import Pupil
 from raybroker.cluster.questions import Questions
 from raybroker.cluster.releases import release_of
 from raybroker.cluster.requests import Requests
-from raybroker.cluster.rows import Dates, candidates, first_night, from_bytes, kept, to_bytes, value_at, whole
+from raybroker.cluster.rows import (
+    Dates,
+    Stream,
+    candidates,
+    first_night,
+    from_bytes,
+    kept,
+    to_bytes,
+    value_at,
+    whole,
+)
 from raybroker.cluster.states import States
-from raybroker.cluster.teaching import Asked
+from raybroker.cluster.teaching import OWN, Asked
 from raybroker.errors import RaybrokerError, UnknownError
 from raybroker.learning.labels import Label
 from raybroker.learning.registry import Registry
-from raybroker.pipeline import Pipeline
 from raybroker.places import Place
 from raybroker.settings import LearningSettings
-from raybroker.surveys import Survey
 
 log = logging.getLogger("raybroker")
 
@@ -60,15 +68,6 @@ class Newest:
     asked: float = 0.0
 
 
-@dataclass(frozen=True)
-class Stream:
-    """How the trainer reads one survey: its table, and how to compute a rejected alert's features again."""
-
-    survey: Survey
-    pipeline: Pipeline
-    table: AlertsTable
-
-
 class Trainer:
     """All models of the settings. `turn` is called again and again; nothing is in flight between two calls."""
 
@@ -88,6 +87,7 @@ class Trainer:
         self.pupils = {pupil.name: pupil for pupil in pupils}
         self.newest = {name: Newest() for name in self.pupils}
         self.labels, self.snapshots = EventLog(root, "labels"), EventLog(root, "snapshots")
+        self.later, self._later_seen = EventLog(root, "later"), -1
         self.questions, self.lookup = Questions(root, self.pupils, requests), Lookup(root)
         self._seen = dict.fromkeys(streams, -1)
         self._enough = ROWS * max((pupil.settings.pool for pupil in self.pupils.values()), default=1)
@@ -147,8 +147,10 @@ class Trainer:
         now = self._dates.newest(rows["mjd"].to_pylist())
         for pupil in self.pupils.values():
             newest = rows.slice(max(0, rows.num_rows - ROWS * pupil.settings.pool))
-            gone = pupil.consider(candidates(newest, pupil.columns), now, self.clock())
-            self.questions.closed(gone, "withdrawn", self._now())
+            new = candidates(newest, pupil.columns)
+            self.questions.closed(pupil.consider(new, now, self.clock()), "withdrawn", self._now())
+            if more := pupil.later_of(new):
+                self.later.append_new([{**dataclasses.asdict(one), "when": self._now()} for one in more])
         return rows.num_rows
 
     def _columns(self, stream: Stream) -> list[str]:
@@ -167,37 +169,40 @@ class Trainer:
             self.labels.append_new([{**label.row(), "when": when} for label in labels])
 
     def _learn(self) -> int:
-        """New labels into ledgers and learners; how many were new."""
+        """New labels into ledgers and learners, and later alerts of labelled objects; how many were new."""
         rows, self._labels_seen = self.labels.tail(self._labels_seen)
-        labels = [_label(row) for row in dicts(rows)]
+        more, self._later_seen = self.later.tail(self._later_seen)
+        labels = [*map(_label, dicts(rows)), *map(Later.of_row, dicts(more))]
         return sum(self._tell(pupil, labels) for pupil in self.pupils.values()) if labels else 0
 
-    def _tell(self, pupil: Pupil, labels: Sequence[Label]) -> int:
+    def _tell(self, pupil: Pupil, labels: Sequence[Told]) -> int:
         """What is new of these to a pupil is heard, and learned."""
         heard = self._hear_all(pupil, labels)
         if heard:
             self._study(pupil)
         return heard
 
-    def _hear_all(self, pupil: Pupil, labels: Sequence[Label]) -> int:
+    def _hear_all(self, pupil: Pupil, labels: Sequence[Told]) -> int:
         """One that cannot be learned is said, and stays in the log."""
         new = [label for label in labels if pupil.concerns(label)]
-        known = self._known(pupil, [label for label in new if label.label is not None])
+        said = [label for label in new if isinstance(label, Label) and label.label is not None]
+        later = [one for one in new if isinstance(one, Later)]
+        known = self._known(pupil, said) | self._archived(pupil, later)
         return sum(self._hear(pupil, label, known) for label in new)
 
     def _study(self, pupil: Pupil) -> int:
         """A thousand labels at once take minutes: whoever dies meanwhile has what was learned by then."""
         return pupil.study(lambda: self.states[pupil.name].offer(pupil))
 
-    def _hear(self, pupil: Pupil, label: Label, known: Mapping[str, Asked]) -> bool:
+    def _hear(self, pupil: Pupil, label: Told, known: Mapping[str, Asked]) -> bool:
         try:
-            if label.label is not None and label.event_id not in known:
+            if (isinstance(label, Later) or label.label is not None) and label.event_id not in known:
                 raise UnknownError(f"the archive has no features of alert '{label.alert_id}'")
             heard = pupil.hear(label, known.get(label.event_id))
         except (RaybrokerError, ValueError) as error:
             log.warning("label %s of %s is not learned: %s", label.event_id, label.alert_id, error)
             return False
-        if heard and pupil.is_answered(label):
+        if heard and isinstance(label, Label) and pupil.is_answered(label):
             self.questions.answered(pupil.name, label.alert_id, label.object_id, self._now())
         return heard
 
@@ -220,7 +225,7 @@ class Trainer:
         asked = any(label.query_id in other.asked for other in others)
         return dataclasses.replace(label, query_id=None) if asked else label
 
-    def _archived(self, pupil: Pupil, labels: Sequence[Label]) -> dict[str, Asked]:
+    def _archived(self, pupil: Pupil, labels: Sequence[Told]) -> dict[str, Asked]:
         if not labels:
             return {}
         names = dict.fromkeys(name for stream in self.streams.values() for name in self._columns(stream))
@@ -329,11 +334,13 @@ class Trainer:
         labels = {row["event_id"]: _label(row) for row in dicts(told)}
         if self.catalogues is not None:
             self.catalogues.recall(labels.values())
+        more, self._later_seen = self.later.tail(-1)
+        heard = labels | {row["event_id"]: Later.of_row(row) for row in dicts(more)}
         rows = sorted(dicts(self.snapshots.read()), key=lambda row: row["number"])
         for name, pupil in self.pupils.items():
-            self._recall(pupil, [row for row in rows if row["model"] == name], labels)
+            self._recall(pupil, [row for row in rows if row["model"] == name], heard)
 
-    def _recall(self, pupil: Pupil, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> None:
+    def _recall(self, pupil: Pupil, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Told]) -> None:
         """First what the snapshots' rows name, then what came after the last of them."""
         if rows:
             self._recall_background(pupil, rows[-1]["reference"])

@@ -283,13 +283,17 @@ class Thinning:
 
     def take(self, object_id: str | None, mjd: float) -> bool:
         """True if this alert may be learned; it is then remembered."""
+        if not self.would_take(object_id, mjd):
+            return False
+        if object_id is not None and self.days > 0:
+            self._taken.setdefault(object_id, []).append(mjd)
+        return True
+
+    def would_take(self, object_id: str | None, mjd: float) -> bool:
+        """Whether this alert may be learned."""
         if object_id is None or self.days <= 0:
             return True
-        taken = self._taken.setdefault(object_id, [])
-        if any(abs(mjd - before) < self.days for before in taken):
-            return False
-        taken.append(mjd)
-        return True
+        return all(abs(mjd - before) >= self.days for before in self._taken.get(object_id, ()))
 
     def forget(self, object_id: str | None, mjd: float) -> None:
         """Undo a `take`, for a label that was withdrawn."""

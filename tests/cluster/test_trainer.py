@@ -14,7 +14,8 @@ from raybroker.archive.table import AlertsTable, row_schema
 from raybroker.cluster.catalogue_labels import Watch
 from raybroker.cluster.pupil import Pupil
 from raybroker.cluster.requests import Requests
-from raybroker.cluster.trainer import Stream, Trainer
+from raybroker.cluster.rows import Stream
+from raybroker.cluster.trainer import Trainer
 from raybroker.learning.compiled import Frozen
 from raybroker.scores import online
 from raybroker.settings import LabelsSettings, LearningSettings, ModelSettings

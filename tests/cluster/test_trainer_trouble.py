@@ -10,7 +10,8 @@ import pytest
 
 from raybroker.archive.table import AlertsTable
 from raybroker.cluster.pupil import Pupil
-from raybroker.cluster.trainer import Stream, Trainer
+from raybroker.cluster.rows import Stream
+from raybroker.cluster.trainer import Trainer
 from raybroker.errors import ArchiveError
 from raybroker.scores import online
 from raybroker.settings import LearningSettings, ModelSettings
