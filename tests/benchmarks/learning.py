@@ -7,10 +7,10 @@ So the parts may be measured one after the other, and side by side.
 from __future__ import annotations
 
 import argparse
-import pickle
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import raybroker
 from raybroker.learning.learner import Learner
 from raybroker.protocols import night, report
 from raybroker.protocols.anomaly import GREEDY, ISOLATION, OURS
-from raybroker.protocols.findings import Findings, Sheet, key
+from raybroker.protocols.findings import Findings, Line, Plot, Sheet, key
 from raybroker.protocols.report import Evaluation
 from tests.benchmarks import tables
 from tests.benchmarks.drawing import svg
@@ -214,12 +214,37 @@ ABOUT = {
     "ranking": "How soon people meet the wanted class when they read a queue from its top.",
     "speed": "",
     "night": "The same light curves as ZTF packets through decoding, cuts, features, scores and archive. An oracle answers ten questions a night, "
-    "14 days later. The numbers are of the scores in the archive.",
+    "14 days later, and of each object once; later alerts of the object are then learned too (`later_alerts`). Without that the AUC was 0.540 on unseen objects and 0.578 on all alerts, "
+    "since most questions are of an object's first alert. The numbers are of the scores in the archive.",
 }
 
 
 def _number(found: dict[str, float], name: str) -> str:
     return f"{found[name]:.3f}"
+
+
+def keep(name: str, found: Sequence[Findings], when: str = "") -> None:
+    """A part as JSON, with the day on which it was measured."""
+    kept = {"when": when or time.strftime("%Y-%m-%d", time.gmtime()), "found": [asdict(one) for one in found]}
+    (KEPT / f"{name}.json").write_text(json.dumps(kept, indent=1, default=float) + "\n", encoding="utf-8")
+
+
+def recall(name: str) -> tuple[str, list[Findings]]:
+    """When a part was measured, and what was found."""
+    kept = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
+    return kept["when"], [_findings_of(one) for one in kept["found"]]
+
+
+def _findings_of(row: dict[str, Any]) -> Findings:
+    sheets = [
+        Sheet(one["title"], tuple(one["columns"]), tuple(map(tuple, one["rows"])), one["note"])
+        for one in row["sheets"]
+    ]
+    plots = [
+        Plot(one["title"], one["x"], one["y"], tuple(Line(**line) for line in one["lines"]))
+        for one in row["plots"]
+    ]
+    return Findings(row["protocol"], row["metrics"], tuple(sheets), tuple(plots), tuple(row["notes"]))
 
 
 def page(parts: Sequence[str]) -> str:
@@ -238,9 +263,9 @@ def page(parts: Sequence[str]) -> str:
     if missing := [name for name in PARTS if name not in parts]:
         lines += [f"Not measured since what they measure changed: {', '.join(missing)}.", ""]
     for name in parts:
-        when = time.strftime("%Y-%m-%d", time.gmtime((KEPT / f"{name}.pickle").stat().st_mtime))
+        when, found = recall(name)
         lines += [f"## {name.capitalize()}", "", f"{ABOUT[name]} Measured on {when}.".strip(), ""]
-        for number, one in enumerate(pickle.loads((KEPT / f"{name}.pickle").read_bytes())):
+        for number, one in enumerate(found):
             lines += _findings(name, number, one)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -271,10 +296,10 @@ def main() -> None:
     for name in () if wish.page else wish.parts or PARTS:
         start = time.perf_counter()
         found = PARTS[name](Job(wish.data, wish.seeds))
-        (KEPT / f"{name}.pickle").write_bytes(pickle.dumps(found))
+        keep(name, found)
         report.show(Evaluation({}, tuple(found)), console)
         console.print(f"{name}: {time.perf_counter() - start:.0f} s\n")
-    kept = [name for name in PARTS if (KEPT / f"{name}.pickle").exists()]
+    kept = [name for name in PARTS if (KEPT / f"{name}.json").exists()]
     (DOCS / "learning.md").write_text(page(kept), encoding="utf-8")
 
 
