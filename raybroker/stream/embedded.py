@@ -52,7 +52,7 @@ class EmbeddedUnavailable(StreamError):
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def librdkafka() -> ctypes.CDLL:
     """The librdkafka that confluent_kafka itself uses, found through its extension module."""
     try:
         found = ctypes.CDLL(cimpl.__file__)
@@ -81,7 +81,7 @@ class EmbeddedKafka:
         self._cluster: int | None = None
 
     def __enter__(self) -> EmbeddedKafka:
-        found = library()
+        found = librdkafka()
         self._client = _client(found)
         self._cluster = found.rd_kafka_mock_cluster_new(self._client, 1)
         if not self._cluster:
@@ -104,13 +104,13 @@ class EmbeddedKafka:
     def close(self) -> None:
         """Stop the cluster; whatever it held is gone."""
         if self._cluster:
-            library().rd_kafka_mock_cluster_destroy(self._cluster)
+            librdkafka().rd_kafka_mock_cluster_destroy(self._cluster)
         if self._client:
-            library().rd_kafka_destroy(self._client)
+            librdkafka().rd_kafka_destroy(self._client)
         self._cluster = self._client = None
 
     def _create(self, name: str, partitions: int) -> None:
-        failed = library().rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
+        failed = librdkafka().rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
         if failed:
             self.close()
             raise StreamError(f"the embedded Kafka cannot make topic '{name}': {ck.KafkaError(failed).str()}")

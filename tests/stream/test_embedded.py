@@ -149,8 +149,8 @@ def test_the_sink_works_on_it_without_transactions() -> None:
 
 
 def test_where_it_cannot_be_loaded_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded.library.cache_clear()
+    embedded.librdkafka.cache_clear()
     monkeypatch.setattr(cimpl, "__file__", "/nowhere/cimpl.so")
     with pytest.raises(EmbeddedUnavailable, match=r"no embedded Kafka: .*nowhere"):
         EmbeddedKafka({}).__enter__()
-    embedded.library.cache_clear()
+    embedded.librdkafka.cache_clear()
