@@ -72,15 +72,21 @@ def new(
     ]
 
 
-def with_later(said: Sequence[Label], later: Mapping[str, Later], heard: Sequence[str]) -> list[Label]:
-    """All lessons in the order of hearing; a later alert that somebody labelled itself is what that label says."""
+def with_later(
+    said: Sequence[Label], later: Mapping[str, Later], heard: Sequence[str], of_alert: Sequence[str]
+) -> list[Label]:
+    """All lessons in the order of hearing. A later alert that somebody labelled itself is what that label says.
+
+    Where the first alert's label was revised to a class of `of_alert`, the later ones are taught nothing.
+    """
     if not later:
         return list(said)
-    by_alert = {label.alert_id: label for label in said}
+    labelled = {label.alert_id for label in said}
+    known = {label.alert_id: label for label in said if label.label not in of_alert}
     more = [
-        one.lesson(by_alert[one.of])
+        one.lesson(known[one.of])
         for one in later.values()
-        if one.of in by_alert and one.alert_id not in by_alert
+        if one.of in known and one.alert_id not in labelled
     ]
     place = {event_id: number for number, event_id in enumerate(heard)}
     return sorted([*said, *more], key=lambda label: place[label.event_id])

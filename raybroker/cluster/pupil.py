@@ -203,7 +203,7 @@ class Pupil:
 
         `after` is called after each of them.
         """
-        wanted = later.with_later(self._said(), self.later, self.heard)
+        wanted = later.with_later(self._said(), self.later, self.heard, self.settings.of_alert)
         lessons = [(label.event_id, str(label.label)) for label in wanted]
         same = next((i for i, (a, b) in enumerate(zip(lessons, self.lessons, strict=False)) if a != b), None)
         same = min(len(lessons), len(self.lessons)) if same is None else same

@@ -12,10 +12,7 @@ from raybroker.errors import PacketError
 MAGIC = b"Obj\x01"
 SYNC = 16  # bytes of the marker between blocks
 BODY_LIMIT = 64 << 20  # bytes, decompressed
-SMALL, RATIO = (
-    1 << 20,
-    32,
-)  # ... and of a block beyond a megabyte, so many times what it was: alerts have 6 at most
+SMALL, RATIO = 1 << 20, 32  # ... and of a larger block, so many times what it was: alerts have 6 at most
 
 
 class Header(NamedTuple):

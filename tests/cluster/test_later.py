@@ -92,6 +92,20 @@ def test_what_is_withdrawn_of_the_first_alert_is_withdrawn_of_the_later_ones(tmp
     assert len(left) == LABELS + len(later(tmp_path)) - 2
 
 
+def test_a_revision_is_taught_of_the_later_ones_too_unless_it_is_said_of_one_alert(tmp_path: Path) -> None:
+    made, questions = taught(tmp_path, "20260907")
+    one = next(iter(later(tmp_path).values()))
+    query, first = questions[one["object_id"]], f"said-of-{one['object_id']}"
+    other = "agn" if truth(query) != "agn" else "supernova"
+    answer(tmp_path, query, other, event_id="revised-once", replaces=first)
+    made.turn()
+    assert dict(made.pupils[MODEL].lessons)[one["event_id"]] == other
+    answer(tmp_path, query, "bogus", event_id="revised-twice", replaces="revised-once")
+    made.turn()
+    lessons = dict(made.pupils[MODEL].lessons)
+    assert (lessons["revised-twice"], one["event_id"] in lessons) == ("bogus", False)
+
+
 @pytest.mark.parametrize(
     ("second", "settings"),
     [
