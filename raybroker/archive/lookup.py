@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cdshealpix.nested
+import duckdb
 import numpy as np
 import pyarrow as pa
 from astropy.coordinates import Angle, Latitude, Longitude
@@ -47,6 +48,7 @@ class Lookup:
         self._handles: dict[Place, DeltaTable] = {}
         self._live: dict[Place, tuple[int, list[File]]] = {}
         self._surveys: tuple[float, list[str]] = (0.0, [])
+        self._engine: duckdb.DuckDBPyConnection | None = None
 
     def surveys(self) -> list[str]:
         """The surveys that have a table."""
@@ -76,11 +78,17 @@ class Lookup:
         return elsewhere | home
 
     def _narrow(self, survey: str, alert_ids: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
-        known = delta.schema_of(delta.open_table(self.root / survey / "alerts")).names
+        files = self._files(
+            self.root / survey / "alerts",
+            lambda file: any(_may_hold(file, "alert_id", one) for one in alert_ids),
+        )
+        known, clause = files.schema.names, "alert_id in (select unnest($ids))"
         wanted = ", ".join(f'"{name}"' for name in dict.fromkeys(["alert_id", *names]) if name in known)
-        query = f'select {wanted} from "{survey}_alerts" where alert_id in (select unnest($ids))'
-        found = self.sql(f"{query} order by outcome = 'duplicate', stored", {"ids": list(alert_ids)})
-        return list(found.to_pylist())
+        query = f"select {wanted} from {{}} where {clause} order by outcome = 'duplicate', stored"
+        values = {"ids": list(alert_ids)}
+        with self._cursor() as cursor:
+            files = scan.holding(cursor, files, [clause], values)
+            return list(scan.ask(cursor, files, query, values).to_pylist()) if files.found else []
 
     def object(self, object_id: str) -> pa.Table:
         """All rows of an object, moving ones too, by time, each alert once."""
@@ -114,7 +122,8 @@ class Lookup:
         values = {} if night is None else {"night": night}
         if not files.found:
             return []
-        return list(scan.ask(files, query, values, self.threads, "filename = false").to_pylist())
+        with self._cursor() as cursor:
+            return list(scan.ask(cursor, files, query, values, "filename = false").to_pylist())
 
     def sql(
         self, query: str, values: Mapping[str, Any] | Sequence[Any] = (), *, from_night: int = 0
@@ -162,10 +171,17 @@ class Lookup:
     def _rows_of(
         self, folder: Place, clauses: Sequence[str], query: str, values: Values, keep: Keep
     ) -> pa.Table:
-        files = scan.holding(self._files(folder, keep), clauses, values, self.threads)
-        if not files.found:
-            return files.schema.empty_table()
-        return columns.conform(scan.ask(files, query, values, self.threads), files.schema)
+        with self._cursor() as cursor:
+            files = scan.holding(cursor, self._files(folder, keep), clauses, values)
+            if not files.found:
+                return files.schema.empty_table()
+            return columns.conform(scan.ask(cursor, files, query, values), files.schema)
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            if self._engine is None:
+                self._engine = scan.engine(self.root, self.threads)
+            return self._engine.cursor()
 
     def _files(self, folder: Place, keep: Keep) -> Files:
         with self._lock:

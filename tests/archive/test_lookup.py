@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 from astropy.coordinates import SkyCoord
 
 from raybroker.alerts import Packet
-from raybroker.archive import compact, segments
+from raybroker.archive import compact, scan, segments
 from raybroker.archive.events import EventLog
 from raybroker.archive.lookup import Lookup
 from raybroker.archive.table import AlertsTable
@@ -167,3 +168,32 @@ def test_finks_rows_are_found_by_ztfs_ids(tmp_path: Path, night_rows: pa.Table) 
     AlertsTable(tmp_path, "ztf", SCHEMA).append(night_rows, {P0: None}, {P0: 498})
     assert lookup.alert(alert_id)["survey"] == "ztf"
     assert len(lookup.object(night_rows["object_id"][0].as_py())) == 1
+
+
+def test_our_own_questions_open_nothing_beside_the_archive(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    with scan.engine(archive, 1).cursor() as cursor:
+        with pytest.raises(duckdb.PermissionException):
+            cursor.sql(f"select * from read_csv('{tmp_path / 'secret.csv'}')").fetchall()
+        with pytest.raises(duckdb.InvalidInputException):
+            cursor.execute("set enable_external_access = true")
+        one = next((archive / "ztf" / "alerts").glob("*.parquet"))
+        path = str(one.absolute()).replace("'", "''")
+        assert cursor.sql(f"select count(*) from read_parquet('{path}')").fetchall()[0][0] > 0
+
+
+def test_many_alerts_are_looked_for_in_the_files_that_may_hold_them(
+    lookup: Lookup, night_rows: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    holding = scan.holding
+
+    def counted(cursor: object, files: scan.Files, *rest: object) -> scan.Files:
+        opened.append(len(files.found))
+        return holding(cursor, files, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scan, "holding", counted)
+    ids = sorted(night_rows["alert_id"].to_pylist())
+    assert set(lookup.alerts(ids, ["mjd"])) == set(ids)
+    assert not lookup.alerts(["ztf:0", "ztf:9"], ["mjd"])  # before the first and after the last
+    assert opened == [4, 0]
