@@ -1,10 +1,14 @@
-"""The files that bring raybroker up elsewhere, checked without any cloud: by Ray's own validators, and field by field."""
+"""The files that bring raybroker up elsewhere, checked without any cloud: by Ray's own validators and by
+the published schemas of Kubernetes and KubeRay."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +22,7 @@ ROOT = Path(__file__).parents[2]
 CLUSTERS = ("cluster.yaml", "docs/operations/aws.yaml", "docs/operations/gcp.yaml")
 KUBERNETES = "1.30"  # whose published schemas the manifests must pass, strictly
 CRD = "RAYBROKER_RAYSERVICE_CRD"  # a file: ray.io_rayservices.yaml of a KubeRay release
-
-# The fields of KubeRay's own that the manifest uses, as its generated reference of 1.6 and 1.7 names them
-# (docs.ray.io: "KubeRay CRD API reference"). "*": whatever key; a set: one of these. The pods are Kubernetes' own.
-POD = dict
-RAY_GROUP = {"rayStartParams": {"*": str}, "template": POD}
-RAYSERVICE = {
-    "apiVersion": str,
-    "kind": str,
-    "metadata": {"name": str},
-    "spec": {
-        "upgradeStrategy": {"type": {"None", "NewCluster", "NewClusterWithIncrementalUpgrade"}},
-        "serveConfigV2": str,
-        "rayClusterConfig": {
-            "rayVersion": str,
-            "authOptions": {"mode": {"disabled", "token"}, "secretName": str},
-            "enableInTreeAutoscaling": bool,
-            "autoscalerOptions": {"idleTimeoutSeconds": int},
-            "headGroupSpec": RAY_GROUP,
-            "workerGroupSpecs": [
-                RAY_GROUP | {"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}
-            ],
-        },
-    },
-}
+KUBERAY = "github.com/ray-project/kuberay/ray-operator@v1.6.1"  # the module that has it
 
 
 def loaded(name: str) -> dict[str, Any]:
@@ -50,24 +31,6 @@ def loaded(name: str) -> dict[str, Any]:
 
 def manifests() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((ROOT / "docs/operations/rayservice.yaml").read_text()))
-
-
-def wrong(value: Any, allowed: Any, path: str = "") -> Iterator[str]:
-    """What of a value is not as allowed: types, mappings of fields, lists of one kind."""
-    if isinstance(allowed, dict):
-        if not isinstance(value, dict):
-            yield f"{path} is {value!r}"
-            return
-        for key, inner in value.items():
-            if key in allowed or "*" in allowed:
-                yield from wrong(inner, allowed.get(key, allowed.get("*")), f"{path}.{key}")
-            else:
-                yield f"{path}.{key} is no field"
-    elif isinstance(allowed, list):
-        for i, inner in enumerate(value):
-            yield from wrong(inner, allowed[0], f"{path}[{i}]")
-    elif value not in allowed if isinstance(allowed, set) else type(value) is not allowed:
-        yield f"{path} is {value!r}"
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
@@ -121,9 +84,8 @@ def test_the_three_cluster_files_start_the_same_things() -> None:
     assert v1 == aws["head_start_ray_commands"]
 
 
-def test_the_rayservice_has_fields_that_kuberay_knows() -> None:
+def test_the_rayservice_runs_one_cluster_behind_a_token() -> None:
     service, *_ = manifests()
-    assert list(wrong(service, RAYSERVICE)) == []
     assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
     assert service["spec"]["upgradeStrategy"]["type"] == "None"
     assert service["spec"]["rayClusterConfig"]["authOptions"]["mode"] == "token"
@@ -146,18 +108,6 @@ def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
     head["template"]["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError, match="volumeMount"):
         kubernetes_validate.validate(head, KUBERNETES, strict=True)
-
-
-def test_a_field_that_kuberay_does_not_know_is_found() -> None:
-    service, *_ = manifests()
-    service["spec"]["rayClusterConfig"]["authOptions"]["mode"] = "tokens"
-    service["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParam"] = {}
-    service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["replicas"] = "1"
-    assert list(wrong(service, RAYSERVICE)) == [
-        ".spec.rayClusterConfig.authOptions.mode is 'tokens'",
-        ".spec.rayClusterConfig.headGroupSpec.rayStartParam is no field",
-        ".spec.rayClusterConfig.workerGroupSpecs[0].replicas is '1'",
-    ]
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray's own, as it is imported
@@ -191,15 +141,39 @@ def test_the_run_leaves_the_service_to_kuberay_and_uses_the_same_token() -> None
     assert token["valueFrom"]["secretKeyRef"] == {"name": "raybroker-ray", "key": "auth_token"}
 
 
-def test_the_rayservice_is_valid_by_the_published_definition() -> None:
-    place = os.environ.get(CRD)
-    if not place:
+@pytest.fixture(scope="module")
+def definition() -> Any:
+    """KubeRay's own schema of a RayService, strict: of the file that the environment names, or of its Go module."""
+    found = os.environ.get(CRD) or _of_go_module()
+    if not found:
         pytest.skip(
-            f"{CRD} names no file: ray.io_rayservices.yaml of a KubeRay release, which is not in this repository"
+            f"{CRD} names no file (ray.io_rayservices.yaml of a KubeRay release), and Go cannot get {KUBERAY}"
         )
-    definition = yaml.safe_load(Path(place).read_text())
-    (schema,) = [one["schema"] for one in definition["spec"]["versions"] if one["name"] == "v1"]
-    jsonschema.validate(manifests()[0], strict(schema["openAPIV3Schema"]))
+    versions = yaml.safe_load(Path(found).read_text())["spec"]["versions"]
+    (schema,) = [one["schema"] for one in versions if one["name"] == "v1"]
+    return strict(schema["openAPIV3Schema"])
+
+
+def _of_go_module() -> str:
+    command = ("go", "mod", "download", "-json", KUBERAY)
+    if not shutil.which("go"):
+        return ""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        got = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=elsewhere)
+    folder = json.loads(got.stdout or "{}").get("Dir")
+    return f"{folder}/config/crd/bases/ray.io_rayservices.yaml" if folder else ""
+
+
+def test_the_rayservice_is_valid_by_the_published_definition(definition: Any) -> None:
+    jsonschema.validate(manifests()[0], definition)
+
+
+@pytest.mark.parametrize("group", ["headGroupSpec", "authOptions", "autoscalerOptions"])
+def test_the_published_definition_refuses_a_word_that_it_does_not_know(definition: Any, group: str) -> None:
+    service, *_ = manifests()
+    service["spec"]["rayClusterConfig"][group]["mostWorkers"] = 3
+    with pytest.raises(jsonschema.ValidationError, match="mostWorkers"):
+        jsonschema.validate(service, definition)
 
 
 def strict(schema: Any) -> Any:
