@@ -3,7 +3,7 @@
 RaybrokerError
 ├── SettingsError       a setting, a step's needs or a plan is wrong: said before anything runs
 ├── PacketError         one packet cannot be read: it becomes a dead row, the rest goes on
-├── StreamError         Kafka (or another source) is not as it must be: unreachable, a topic recreated
+├── StreamError         Kafka (or another source) is not as it must be: unreachable, shorter than the archive
 ├── ArchiveError        the archive refuses: another writer was first, a schema differs, bytes are missing
 │   └── FencedError     this worker no longer owns the partition: drop the turn and be assigned again
 ├── AwayError           what a turn writes to (the archive, the output Kafka) cannot be used now: try it again later

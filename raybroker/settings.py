@@ -71,7 +71,6 @@ class SurveySettings(Table):
     kafka: Options = {}  # more librdkafka options, such as security.protocol
     schemas: Path | None = None  # rubin: a folder of .avsc files
     registry: str = ""  # rubin: the URL of a Schema Registry
-    accept_recreated: list[str] = []  # topics that were deleted and made again: read from their new beginning
     from_start: bool = True  # of a topic never read before: from its oldest packet, not from now
 
     @property

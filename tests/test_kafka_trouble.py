@@ -77,7 +77,7 @@ def test_once_drains_what_is_there_and_the_next_time_only_what_is_new(
 
 
 @pytest.mark.kafka
-def test_a_topic_made_again_is_an_error_until_it_is_accepted(kafka, tmp_path: Path, ztf_packets) -> None:  # type: ignore[no-untyped-def]
+def test_a_topic_made_again_is_read_from_its_beginning(kafka, tmp_path: Path, ztf_packets) -> None:  # type: ignore[no-untyped-def]
     topic = kafka.topic(1)
     write_settings(tmp_path, kafka.servers, topic)
     values = [packet.value for packet in ztf_packets("public_20200202")]
@@ -86,11 +86,11 @@ def test_a_topic_made_again_is_an_error_until_it_is_accepted(kafka, tmp_path: Pa
     kafka.delete_topic(topic)
     kafka.topic(1, name=topic)
     produce(kafka.servers, topic, values[6:])
-    refused = once(tmp_path)
-    assert refused.returncode == 1
-    assert f"topic '{topic}' was deleted and made again" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    path = tmp_path / "raybroker.toml"
-    path.write_text(path.read_text().replace("[steps]", f'accept_recreated = ["{topic}"]\n[steps]'))
-    accepted = once(tmp_path)
-    assert "6 alerts received" in accepted.stdout, accepted.stdout + accepted.stderr
+    again = once(tmp_path)
+    said = again.stdout + again.stderr
+    assert (again.returncode, "6 alerts received" in again.stdout) == (0, True), said
+    assert said.count(f"topic '{topic}' was deleted and made again") == 1, said
+    assert "Traceback" not in said
+    command = [*COMMAND[:3], "audit"]
+    audit = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert audit.returncode == 0, audit.stdout + audit.stderr

@@ -263,17 +263,16 @@ def known_topics(root: Place) -> list[dict[str, Any]]:
 
 def note_topics(root: Place, topics: Iterable[tuple[str, str, str]], now: datetime.datetime) -> list[str]:
     """Record (cluster, topic, topic id)s; returns the event ids of those that were never seen before."""
-    events = [
-        {
-            "event_id": f"{cluster}/{topic_id}",
-            "cluster": cluster,
-            "topic": topic,
-            "topic_id": topic_id,
-            "first_seen": now,
-        }
-        for cluster, topic, topic_id in topics
-    ]
-    return EventLog(root, "topics").append_new(events)
+    names = ("cluster", "topic", "topic_id")
+    events: list[dict[str, Any]] = [dict(zip(names, topic, strict=True)) for topic in topics]
+    return EventLog(root, "topics").append_new(
+        [{"event_id": topic_event(event), "first_seen": now, **event} for event in events]
+    )
+
+
+def topic_event(row: Mapping[str, Any]) -> str:
+    """The event id of a topic as it was made once."""
+    return f"{row['cluster']}/{row['topic_id']}"
 
 
 def first_of_each(ids: pa.ChunkedArray) -> pa.Array:

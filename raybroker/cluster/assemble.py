@@ -131,12 +131,9 @@ def open_source(
                 f"surveys.{survey.name}.workers = {own.workers}: a replay without Kafka has one reader"
             )
         return ReplaySource(own.servers.removeprefix(REPLAY), books.start)
-    seen = sorted(known_topics(root), key=lambda row: row["first_seen"])
-    known = {
-        (row["cluster"], row["topic"]): row["topic_id"]
-        for row in seen
-        if row["topic"] not in own.accept_recreated
-    }
+    known: dict[tuple[str, str], list[str]] = {}
+    for row in sorted(known_topics(root), key=lambda row: row["first_seen"]):
+        known.setdefault((row["cluster"], row["topic"]), []).append(row["topic_id"])
     options = {
         "auto.offset.reset": "earliest" if own.from_start else "latest",
         "max.poll.interval.ms": str(max(300_000, int(2_000 * longest_turn))),

@@ -7,18 +7,20 @@ done that a later try would not mend, and nobody is to blame.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raybroker.archive.events import EventLog, note_topics
+from raybroker.archive.events import EventLog, known_topics, note_topics, topic_event
 from raybroker.archive.table import AlertsTable
 from raybroker.cluster import gaps
+from raybroker.cluster.incidents import Incident
 from raybroker.errors import ArchiveError, AwayError, FencedError, StreamError
 from raybroker.stream import outgoing
+from raybroker.stream.client import recreated
 from raybroker.stream.packets import Gap, Place, Sink
 
 Key = tuple[str, int]
@@ -45,13 +47,14 @@ class Books:
         self.root = table.folder.parent.parent
         self.assigned: set[Key] = set()  # since whoever looks last emptied it
         self.expected: dict[str, int | None] = {}  # by app id: what the archive must hold when we commit next
+        self.news: list[Incident] = []  # what a person should hear of; whoever tells it empties this
         self._gaps: EventLog | None = None
 
     def start(self, places: Sequence[Place]) -> Mapping[Place, int]:
         """Take these places over: fence whoever had them, send what was left unsent, and say where to read on."""
         topics = sorted({(place.cluster, place.topic, place.topic_id) for place in places})
         with away("the archive cannot be used"):
-            note_topics(self.root, topics, datetime.now(UTC))
+            self._note_again(note_topics(self.root, topics, datetime.now(UTC)))
         self.assigned.update((place.topic, place.partition) for place in places)
         with away("outputs cannot be sent"):
             emitted = self.sink.emitted(places) if self.sink else {}
@@ -63,6 +66,18 @@ class Books:
                 {p: (emitted.get(p, 0), end) for p, end in at.items() if emitted.get(p, 0) < end}
             )
         return at
+
+    def _note_again(self, new: Collection[str]) -> None:
+        """Of topics that nobody read before: those of which another of that name was."""
+        known = sorted(known_topics(self.root), key=lambda row: row["first_seen"]) if new else []
+        old = {
+            (row["cluster"], row["topic"]): row["topic_id"] for row in known if topic_event(row) not in new
+        }
+        for row in known:
+            key = row["cluster"], row["topic"]
+            if topic_event(row) in new and key in old:
+                said = recreated(row["topic"], old[key], row["topic_id"])
+                self.news.append(Incident("recreated", said, row["topic"]))
 
     def _send_again(self, unsent: Mapping[Place, tuple[int, int]]) -> None:
         """From the stored filter columns, so that a changed filter cannot change what was decided."""

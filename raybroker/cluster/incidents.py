@@ -24,7 +24,8 @@ log = logging.getLogger("raybroker.incidents")
 
 
 class Incident(NamedTuple):
-    """`what`: dead, failed (a step), fenced, away or lost. `offsets` are single ones, or first and last of a turn."""
+    """`what`: dead, failed (a step), fenced, away, lost, or recreated (a topic). `offsets` are single ones, or first and
+    last of a turn."""
 
     what: str
     reason: str
@@ -66,7 +67,9 @@ def tell(survey: str, worker: str, incidents: Iterable[Incident]) -> None:
     """A line for each. What is stored with its reason is only news; what is not is a warning."""
     for one in incidents:
         level = logging.INFO if one.what in STORED else logging.WARNING
-        place = f"{one.topic}[{one.partition}] {_shown(one)}" if one.topic else "nothing in hand"
+        place = (
+            f"{one.topic}[{one.partition}] {_shown(one)}" if one.offsets else one.topic or "nothing in hand"
+        )
         facts = {"event": one.what, "survey": survey, "worker": worker, **_facts(one)}
         log.log(level, "%s: %s, %s: %s", *(one.what, worker, place, one.reason), extra={"facts": facts})
 
@@ -84,8 +87,8 @@ def lost(survey: str, worker: str, process: int, taken: Spans, reason: str) -> N
 
 
 def _facts(one: Incident) -> dict[str, Any]:
-    if not one.topic:
-        return {"reason": one.reason}
+    if not one.offsets:
+        return {"reason": one.reason} | ({"topic": one.topic} if one.topic else {})
     place = {"topic": one.topic, "partition": one.partition, "offsets": list(one.offsets), "count": one.count}
     return place | {"reason": one.reason}
 

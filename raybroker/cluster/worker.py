@@ -169,8 +169,9 @@ class Worker:
             return self._fenced(self._idle(), taken(packets))
         except AwayError as error:
             self._wait(error)
+            idle = self._idle(self._trouble)
             return replace(
-                self._idle(self._trouble), incidents=incidents.of_turn("away", str(error), taken(packets))
+                idle, incidents=(*idle.incidents, *incidents.of_turn("away", str(error), taken(packets)))
             )
         self._tries = self._tries if report.trouble else 0
         return report
@@ -180,6 +181,7 @@ class Worker:
             **self._waiting(),
             drained=not trouble and self._drained(),
             trouble=trouble,
+            incidents=self._news(),
             snapshots=dict(self.snapshots),
             seconds=dict(self._clock.seconds),
             cpu_seconds=dict(self._clock.cpu_seconds),
@@ -327,7 +329,7 @@ class Worker:
             drained=self._drained(),
             **self._waiting(),
             snapshots=dict(self.snapshots),
-            incidents=incidents.of_rows(rows),
+            incidents=(*self._news(), *incidents.of_rows(rows)),
             seconds=dict(self._clock.seconds),
             cpu_seconds=dict(self._clock.cpu_seconds),
         )
@@ -337,6 +339,11 @@ class Worker:
         if self._now() - self._hinted >= HINT_SECONDS:
             self._hinted = self._now()
             self.source.commit(self.books.positions(self.source.places.values()))
+
+    def _news(self) -> tuple[incidents.Incident, ...]:
+        """What is told with the next report, once."""
+        told, self.books.news = tuple(self.books.news), []
+        return told
 
     def _waiting(self) -> dict[str, Any]:
         lags = self.source.lags()

@@ -177,12 +177,27 @@ def reach(servers: str, options: Mapping[str, str] | None = None, seconds: float
     return Cluster(servers, options or {}).topics(seconds)
 
 
-def refuse_recreated(places: Iterable[Place], known: Mapping[tuple[str, str], str]) -> None:
-    """Raise StreamError where a topic of `places` has another id than `known[(cluster, topic)]`, the archive's."""
-    for place in places:
-        old = known.get((place.cluster, place.topic), place.topic_id)
-        if old != place.topic_id:
-            raise StreamError(recreated(place.topic, old, place.topic_id))
+class Topics:
+    """The ids under which topics were known, so that one that was deleted and made again is noticed.
+
+    Such a topic is read from its beginning. Its packets and the old one's cannot be taken for each other: a `Place` has
+    the id.
+    """
+
+    def __init__(self, known: Mapping[tuple[str, str], Sequence[str]] | None = None) -> None:
+        self._ids = {key: list(ids) for key, ids in (known or {}).items()}
+
+    def again(self, places: Iterable[Place]) -> set[Place]:
+        """Those whose topic was known under another id before. One that is new to us is known from now on."""
+        found = set()
+        for place in places:
+            ids = self._ids.setdefault((place.cluster, place.topic), [place.topic_id])
+            if place.topic_id not in ids:
+                LOG.debug(recreated(place.topic, ids[-1], place.topic_id))
+                ids.append(place.topic_id)
+            if place.topic_id != ids[0]:
+                found.add(place)
+        return found
 
 
 def posix(topic: str) -> str:
@@ -217,10 +232,8 @@ def hint_refused(error: ck.KafkaError | None, partitions: list[ck.TopicPartition
 
 def recreated(topic: str, old: str, new: str) -> str:
     return (
-        f"topic '{topic}' was deleted and made again: the archive holds positions of id {old}, Kafka now says {new}. "
-        "Its offsets start again at 0. Either bring the old topic back, or accept the new one "
-        f'(accept_recreated = ["{topic}"] in its [surveys] table), which is then read from its beginning beside '
-        "what the archive has"
+        f"topic '{topic}' was deleted and made again (its id was {old}, Kafka now says {new}): the new one is read from "
+        "its beginning, beside what the archive has; what the old one still held is lost"
     )
 
 

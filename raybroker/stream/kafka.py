@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from raybroker.stream.client import (
     Cluster,
     Producer,
     Quiet,
+    Topics,
     Trouble,
     beyond,
     ends,
@@ -27,7 +29,6 @@ from raybroker.stream.client import (
     packet_of,
     posix,
     reach,
-    refuse_recreated,
     unreachable,
 )
 from raybroker.stream.fair import Fair
@@ -36,7 +37,7 @@ from raybroker.stream.sink import KafkaSink
 from raybroker.stream.skipped import Holes
 from raybroker.stream.stuck import Stuck
 
-__all__ = ["KafkaSink", "KafkaSource", "Producer", "reach", "refuse_recreated"]
+__all__ = ["KafkaSink", "KafkaSource", "Producer", "reach"]
 
 AT_ONCE = 400  # messages per call: more of them starve the callbacks
 FIRST_SECONDS = 0.5  # how long those that were passed over may be waited for
@@ -47,7 +48,7 @@ class KafkaSource:
 
     On every assignment `start` is asked where to read. Where the archive knows nothing, `auto.offset.reset` in
     `options` decides: 'earliest' (the default), 'latest', or 'error', which demands every offset from 0 on.
-    `options` are librdkafka's, as strings; `known_topics` is the archive's topic id by (cluster, topic).
+    `options` are librdkafka's, as strings; `known_topics` are the archive's topic ids by (cluster, topic), the oldest first.
     The constructor does not wait for Kafka: while it is away, `poll` gives nothing and one log line says so.
     """
 
@@ -58,7 +59,7 @@ class KafkaSource:
         group: str,
         start: Start,
         options: Mapping[str, str] | None = None,
-        known_topics: Mapping[tuple[str, str], str] | None = None,
+        known_topics: Mapping[tuple[str, str], Sequence[str]] | None = None,
         check_seconds: float = 10.0,
     ) -> None:
         given = dict(options or {})
@@ -68,7 +69,7 @@ class KafkaSource:
         self.reached: dict[Place, int] = {}
         self._start = start
         self._reset = given.pop("auto.offset.reset", "earliest")
-        self._known = dict(known_topics or {})
+        self._known = Topics(known_topics)
         self._check_seconds, self._checked = check_seconds, time.monotonic()
         self._stuck, self._fair, self._holes = Stuck(), Fair(), Holes(servers, given)
         self._granted: set[TopicPartition] | None = None  # None: the group has not answered yet
@@ -229,13 +230,12 @@ class KafkaSource:
             self.gaps = [gap for gap in self.gaps if (gap.place.topic, gap.place.partition) not in keys]
         try:
             places = self._cluster.places(keys)
-            refuse_recreated(places.values(), self._known)
             wanted = self._start(list(places.values())) if positions is None else positions
+            wanted = dict.fromkeys(self._known.again(places.values()), 0) | dict(wanted)
             offsets = {key: self._offset(place, wanted.get(place)) for key, place in places.items()}
         except Exception as error:  # raised by `poll`: out of a callback, librdkafka would assign by itself
             LOG.debug("reading cannot begin: %s", error)
             self._failure, places, offsets = error, {}, {}
-        self._known.update({(place.cluster, place.topic): place.topic_id for place in places.values()})
         self.places.update(places)
         self._next.update(offsets)
         self._read(offsets)
@@ -348,6 +348,7 @@ class KafkaSource:
                 f"Kafka at {self.servers} refuses {key[0] or self.topics}: {error.str()}"
             )
         elif error.code() in (ck.KafkaError.UNKNOWN_TOPIC_OR_PART, ck.KafkaError._UNKNOWN_TOPIC):
+            self._checked = -math.inf  # it may be made again: before anything is taken from it
             LOG.warning("topic '%s' does not exist at %s; waiting for it", key[0], self.servers)
         else:
             LOG.warning("Kafka at %s: %s", self.servers, error.str())
@@ -384,9 +385,9 @@ class KafkaSource:
         except StreamError as error:
             LOG.debug("topics not checked: %s", error)
             return
-        refuse_recreated(found.values(), self._known)
         if stuck:
             LOG.warning("%s: there is more, but librdkafka does not fetch it; joining anew", sorted(stuck))
+        if stuck or self._known.again(found.values()) - set(self.places.values()):
             self._consumer.close()  # assigning these partitions anew does not help
             self._join()
 

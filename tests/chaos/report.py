@@ -24,7 +24,8 @@ The test wrote this page; every number was measured.
 - *Repeated*: rows too many, and outputs sent twice.
 - *Seconds*: from the end of the fault until every partition has gone on, and nothing waits that came more than five seconds before. Where
   nothing has to recover it is about two, the least that is measured.
-- *By hand*: whether a person had to do anything. What systemd would do, starting `raybroker run` again after it was killed, is not by hand.
+
+Nobody does anything by hand: what systemd would do, starting `raybroker run` again after it was killed, the test does too.
 
 """
 
@@ -38,7 +39,6 @@ class Line:
     repeated: int
     seconds: float
     limit: float
-    by_hand: bool
     note: str
     took: float  # the whole test of it, with its checks
     rows: int
@@ -72,9 +72,8 @@ class Report:
 
 def table(lines: Sequence[Line]) -> str:
     """As Markdown."""
-    head = "| fault | lost | repeated | seconds | by hand | what else |\n|---|---|---|---|---|---|\n"
+    head = "| fault | lost | repeated | seconds | what else |\n|---|---|---|---|---|\n"
     return head + "".join(
-        f"| {line.fault} | {line.lost} | {line.repeated} | {line.seconds:.1f} | {'yes' if line.by_hand else 'no'} "
-        f"| {line.note} |\n"
+        f"| {line.fault} | {line.lost} | {line.repeated} | {line.seconds:.1f} | {line.note} |\n"
         for line in lines
     )

@@ -56,7 +56,6 @@ topics = ["{night}", "{small}"]
 group = "{group}"
 workers = 2
 kafka = {{ "session.timeout.ms" = 6000, "heartbeat.interval.ms" = 500 }}
-accept_recreated = {accepted}
 [turn]
 packets = 100
 [steps]
@@ -305,7 +304,6 @@ class System:
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         self.disk, self.archive = self.folder / "disk", self.folder / "disk" / "archive"
         self.orders = self.folder / "orders"
-        self.accepted: list[str] = []
         self.kafka = KafkaServer()
         self.mlflow = Mlflow(self.folder)
         self.produced = Produced()
@@ -363,7 +361,6 @@ class System:
             small=SMALL,
             sent=SENT,
             group=GROUP,
-            accepted=json.dumps(self.accepted),
             model=MODEL,
             mlflow=self.mlflow.port,
             port=self.port,

@@ -59,9 +59,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(fault: Fault, system: System, r
     verdict = system.ledger.check()
     counts = verdict.lost, verdict.repeated
     took = time.monotonic() - start
-    report.add(
-        Line(fault.name, *counts, seconds, fault.seconds, fault.by_hand, struck.note, took, verdict.rows)
-    )
+    report.add(Line(fault.name, *counts, seconds, fault.seconds, struck.note, took, verdict.rows))
     assert verdict.problems == []
     assert audited(system) == []
 

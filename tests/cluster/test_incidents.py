@@ -13,10 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from raybroker.archive.table import AlertsTable, row_schema
 from raybroker.cluster import incidents, logs
+from raybroker.cluster.books import Books
 from raybroker.cluster.worker import Report
 from raybroker.errors import ArchiveError, FencedError, SettingsError
 from raybroker.step import enrich
+from raybroker.stream.packets import Place
 from tests.cluster.worlds import TOPIC, pipeline, placed, worker
 
 
@@ -162,3 +165,28 @@ def test_an_error_keeps_its_trace(lines: Any) -> None:
     except ValueError:
         logging.getLogger("raybroker").exception("it broke")
     assert "ValueError: inside" in lines()[0]["trace"]
+
+
+def test_a_topic_made_again_is_told_once_by_whoever_meets_it_first(tmp_path: Path, lines: Any) -> None:
+    def books() -> Books:
+        return Books(AlertsTable(tmp_path, "ztf", row_schema(pipeline().columns)))
+
+    first, second = books(), books()
+    first.start(
+        [Place("c", "night", "old", 0), Place("c", "other", "id", 0), Place("another", "night", "x", 0)]
+    )
+    assert first.news == []
+    again = [Place("c", "night", "new", n) for n in range(2)]
+    first.start(again)
+    second.start(again)
+    assert second.news == []
+    (told,) = first.news
+    assert (told.what, told.topic) == ("recreated", "night")
+    assert "its id was old, Kafka now says new" in told.reason
+    incidents.tell("ztf", "ztf-0", [told])
+    (line,) = lines()
+    assert without_time(line) == {
+        **{"level": "WARNING", "logger": "raybroker.incidents", "event": "recreated", "survey": "ztf"},
+        **{"worker": "ztf-0", "topic": "night", "reason": told.reason},
+        "message": f"recreated: ztf-0, night: {told.reason}",
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import confluent_kafka as ck
@@ -15,7 +16,7 @@ from raybroker.alerts import Packet
 from raybroker.errors import FencedError, StreamError
 from raybroker.stream import sink as sinks
 from raybroker.stream.client import Cluster, posix
-from raybroker.stream.kafka import KafkaSink, KafkaSource, Producer, reach, refuse_recreated
+from raybroker.stream.kafka import KafkaSink, KafkaSource, Producer, reach
 from raybroker.stream.packets import Place
 from tests.kafka.launcher import KafkaServer
 
@@ -261,41 +262,80 @@ def test_with_reset_error_nothing_may_be_missing(kafka: KafkaServer, source: Ope
         drain(source(topic, Archive(), auto_offset_reset="error"))
 
 
-def test_a_topic_made_again_is_an_error_that_says_so(kafka: KafkaServer) -> None:
+def test_a_topic_made_again_is_read_from_its_beginning(
+    kafka: KafkaServer, source: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     topic, archive = kafka.topic(), Archive()
+    fill(kafka, topic, 10)
+    first = source(topic, archive)
+    archive.store(first, drain(first))
     cluster = Cluster(kafka.servers, {})
     old = cluster.places([(topic, 0)])[topic, 0]
     kafka.delete_topic(topic)
     kafka.topic(name=topic)
+    fill(kafka, topic, 4)
     new = cluster.places([(topic, 0)])[topic, 0]
     assert new.topic_id != old.topic_id
-    known = {(old.cluster, topic): old.topic_id}
-    with pytest.raises(StreamError, match="deleted and made again") as raised:
-        refuse_recreated([new], known)
-    assert old.topic_id in str(raised.value)
-    assert new.topic_id in str(raised.value)
-    reading = KafkaSource(kafka.servers, [topic], "again", archive.start, known_topics=known)
-    with pytest.raises(StreamError, match="deleted and made again"):
-        drain(reading)
+    known = {(old.cluster, topic): [old.topic_id]}
+    reading = KafkaSource(
+        kafka.servers, [topic], "again", archive.start, {"auto.offset.reset": "latest"}, known_topics=known
+    )
+    assert numbers(drain(reading)) == [0, 1, 2, 3]
+    assert set(reading.places.values()) == {new}
     reading.close()
+    assert f"topic '{topic}' was deleted and made again" in caplog.text
+    assert old.topic_id in caplog.text
+    assert new.topic_id in caplog.text
 
 
-def test_a_topic_made_again_while_it_is_read_is_an_error(kafka: KafkaServer) -> None:
+def test_whoever_comes_after_reads_a_topic_made_again_to_where_the_archive_is(
+    kafka: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    topic, archive = kafka.topic(2), Archive()
+    fill(kafka, topic, 8, partitions=2)
+    cluster = Cluster(kafka.servers, {})
+    places = cluster.places([(topic, 0), (topic, 1)])
+    archive.positions[places[topic, 0]] = 3  # nothing was stored of the other yet
+    ids = ["the old one's", places[topic, 0].topic_id]
+    reading = KafkaSource(
+        kafka.servers,
+        [topic],
+        "after",
+        archive.start,
+        {"auto.offset.reset": "latest"},
+        {(cluster.cluster_id(), topic): ids},
+    )
+    got = Counter(packet.partition for packet in drain(reading))
+    reading.close()
+    assert got == {0: 1, 1: 4}
+    assert "made again" not in caplog.text  # it was said once
+
+
+def test_a_topic_made_again_while_it_is_read_is_never_taken_for_the_old_one(kafka: KafkaServer) -> None:
     topic = kafka.topic()
     fill(kafka, topic, 10)
     small = {"queued.max.messages.kbytes": "1", "fetch.message.max.bytes": "1000"}
     reading = KafkaSource(kafka.servers, [topic], "while", Archive().start, small, check_seconds=0.2)
     assert len(drain(reading)) == 10
+    (old,) = reading.places.values()
     send_large(kafka, topic, 20)
     time.sleep(0.5)  # its small queue is full: it fetches nothing while the topic is made again
     kafka.delete_topic(topic)
     kafka.topic(name=topic)
     fill(kafka, topic, 60)
-    with pytest.raises(StreamError, match="deleted and made again"):  # noqa: PT012
-        for _ in range(50):
-            assert all(len(packet.value or b"") > 100 for packet in reading.poll(100, 0.2)), (
-                "of the new topic"
-            )
+    got: list[int] = []
+    deadline = time.monotonic() + 30
+    while len(got) < 60:
+        assert time.monotonic() < deadline, got
+        packets = reading.poll(100, 0.2)
+        of_new = [packet for packet in packets if len(packet.value or b"") < 100]
+        if of_new:
+            assert len(of_new) == len(packets)
+            assert set(reading.places.values()).isdisjoint({old})
+        got += numbers(of_new)
+    assert got == list(range(60))
     reading.close()
 
 
