@@ -78,6 +78,21 @@ def open_table(folder: Place) -> DeltaTable:
         return DeltaTable(str(folder), storage_options=store.options(folder))
     except TableNotFoundError:
         raise ArchiveError(f"there is no table at {folder}") from None
+    except DeltaError as error:
+        raise _unreadable(str(folder), error) from error
+
+
+def update(handle: DeltaTable) -> None:
+    """Bring a handle to the newest version."""
+    try:
+        handle.update_incremental()
+    except DeltaError as error:
+        raise _unreadable(handle.table_uri, error) from error
+
+
+def _unreadable(where: str, error: DeltaError) -> ArchiveError:
+    said = str(error).partition("\n")[0]  # a backtrace follows
+    return ArchiveError(f"the log of the table at {where} cannot be read: {said}")
 
 
 def create(folder: Place, schema: pa.Schema) -> DeltaTable:
@@ -118,7 +133,7 @@ def grow(folder: Place, handle: DeltaTable, schema: pa.Schema) -> None:
             except DeltaError as error:  # as for two names that differ in case alone
                 names = ", ".join(f"'{field.name}'" for field in new)
                 raise ArchiveError(f"the table at {folder} cannot take column {names}: {error}") from error
-            handle.update_incremental()
+            update(handle)
             _sync_log(folder, before, handle.version())
 
     repeat(folder, handle, attempt)
@@ -151,7 +166,7 @@ def repeat(folder: Place, handle: DeltaTable, attempt: Callable[[], T]) -> T:
     """Reload, check, commit, until no other commit comes between; `attempt` does the last two on the handle as it is."""
     longest = 0.005 if isinstance(folder, Path) else 0.05  # about the time that a commit takes
     for number in range(ATTEMPTS):
-        handle.update_incremental()
+        update(handle)
         try:
             return attempt()
         except Conflict:
@@ -187,7 +202,7 @@ def commit(
     except (DeltaError, OSError) as error:  # a disk that is full, a store that is away
         if not _stands(handle, actions, transactions):
             raise ArchiveError(f"the table at {folder} took no commit: {error}") from error
-    handle.update_incremental()
+    update(handle)
     _sync_log(folder, before, handle.version())
     return int(handle.version())
 

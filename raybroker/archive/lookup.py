@@ -188,7 +188,7 @@ class Lookup:
             if folder not in self._handles:
                 self._handles[folder] = delta.open_table(folder)
             handle = self._handles[folder]
-            handle.update_incremental()
+            delta.update(handle)
             if self._live.get(folder, (-1, []))[0] != handle.version():
                 self._live[folder] = handle.version(), delta.live(handle)
             return Files(folder, handle, [file for file in self._live[folder][1] if keep(file)])

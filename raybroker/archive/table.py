@@ -108,7 +108,7 @@ class AlertsTable:
     def read(self, names: Iterable[str] | None = None, from_night: int | None = None) -> tuple[pa.Table, int]:
         """All rows, or those from a night on, and the version that was read."""
         with self._lock:
-            self._handle.update_incremental()
+            delta.update(self._handle)
             files, version = delta.live(self._handle), self._handle.version()
         kept = [f.path for f in files if from_night is None or f.most.get("night", from_night) >= from_night]
         return self._read(kept, names, from_night), version
@@ -116,7 +116,7 @@ class AlertsTable:
     def pieces(self, names: Iterable[str]) -> Iterator[pa.Table]:
         """All rows of one version, a file at a time, for whoever looks through millions of them."""
         with self._lock:
-            self._handle.update_incremental()
+            delta.update(self._handle)
             paths = [file.path for file in delta.live(self._handle)]
         wanted = list(names)
         return (self._read([path], wanted, None) for path in paths)

@@ -62,7 +62,7 @@ class Tables:
 
     def _table(self, folder: Place) -> dict[str, int]:
         handle = self._handles.setdefault(folder, delta.open_table(folder))
-        handle.update_incremental()
+        delta.update(handle)
         files = delta.live(handle)
         return {
             "commits": handle.version() + 1,

@@ -13,6 +13,7 @@ from deltalake import DeltaTable
 
 from raybroker.alerts import Packet
 from raybroker.archive import compact, delta, segments
+from raybroker.archive.lookup import Lookup
 from raybroker.archive.table import AlertsTable
 from raybroker.errors import ArchiveError, FencedError, UnknownError
 from raybroker.places import Place
@@ -397,3 +398,26 @@ def test_a_reader_needs_no_schema(tmp_path: Path, table: AlertsTable, night_rows
 def test_an_unknown_column_is_named(table: AlertsTable) -> None:
     with pytest.raises(UnknownError, match="did you mean 'alert_id'"):
         table.tail(-1, ["alertid"])
+
+
+@pytest.mark.parametrize("left", [0, 1, 300])
+def test_a_damaged_commit_is_said_in_a_line_and_moved_away_is_a_turn_before(
+    tmp_path: Path, night_rows: pa.Table, left: int
+) -> None:
+    table = AlertsTable(tmp_path, "ztf", SCHEMA)
+    table.append(night_rows.slice(0, 100), {P0: None}, {P0: 100})
+    reader = Lookup(tmp_path)
+    assert sum(one["alerts"] for one in reader.counts("ztf")) == 100
+    table.append(night_rows.slice(100), {P0: 100}, {P0: 498})
+    last = max((table.folder / "_delta_log").glob("*.json"))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:left] or b"\xff")
+    for use in (lambda: AlertsTable(tmp_path, "ztf").positions([P0]), lambda: reader.counts("ztf")):
+        with pytest.raises(ArchiveError, match=r"log of the table at .* cannot be read") as raised:
+            use()
+        assert "\n" not in str(raised.value)
+    last.rename(tmp_path / "damaged")
+    again = AlertsTable(tmp_path, "ztf")
+    assert again.positions([P0]) == {P0: 100}
+    again.append(night_rows.slice(100), {P0: 100}, {P0: 498})
+    assert ids(again.read()[0]) == ids(night_rows)

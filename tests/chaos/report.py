@@ -23,7 +23,7 @@ The test wrote this page; every number was measured.
 - *Lost*: offsets without a row, and outputs never sent. What Kafka deleted before it was read is counted apart.
 - *Repeated*: rows too many, and outputs sent twice.
 - *Seconds*: from the end of the fault until every partition has gone on, and nothing waits that came more than five seconds before. Where
-  nothing has to recover it is about two, the least that is measured.
+  nothing has to recover it is about two, the least that is measured. At most 60 are allowed.
 
 Nobody does anything by hand: what systemd would do, starting `raybroker run` again after it was killed, the test does too.
 
