@@ -61,7 +61,9 @@ class Tables:
         }
 
     def _table(self, folder: Place) -> dict[str, int]:
-        handle = self._handles.setdefault(folder, delta.open_table(folder))
+        if folder not in self._handles:
+            self._handles[folder] = delta.open_table(folder)
+        handle = self._handles[folder]
         delta.update(handle)
         files = delta.live(handle)
         return {
