@@ -48,7 +48,7 @@ class Lookup:
         self._handles: dict[Place, DeltaTable] = {}
         self._live: dict[Place, tuple[int, list[File]]] = {}
         self._surveys: tuple[float, list[str]] = (0.0, [])
-        self._engine: duckdb.DuckDBPyConnection | None = None
+        self._engines: dict[Place, duckdb.DuckDBPyConnection] = {}
 
     def surveys(self) -> list[str]:
         """The surveys that have a table."""
@@ -86,7 +86,7 @@ class Lookup:
         wanted = ", ".join(f'"{name}"' for name in dict.fromkeys(["alert_id", *names]) if name in known)
         query = f"select {wanted} from {{}} where {clause} order by outcome = 'duplicate', stored"
         values = {"ids": list(alert_ids)}
-        with self._cursor() as cursor:
+        with self._cursor(files.folder) as cursor:
             files = scan.holding(cursor, files, [clause], values)
             return list(scan.ask(cursor, files, query, values).to_pylist()) if files.found else []
 
@@ -122,7 +122,7 @@ class Lookup:
         values = {} if night is None else {"night": night}
         if not files.found:
             return []
-        with self._cursor() as cursor:
+        with self._cursor(files.folder) as cursor:
             return list(scan.ask(cursor, files, query, values, "filename = false").to_pylist())
 
     def sql(
@@ -171,17 +171,17 @@ class Lookup:
     def _rows_of(
         self, folder: Place, clauses: Sequence[str], query: str, values: Values, keep: Keep
     ) -> pa.Table:
-        with self._cursor() as cursor:
+        with self._cursor(folder) as cursor:
             files = scan.holding(cursor, self._files(folder, keep), clauses, values)
             if not files.found:
                 return files.schema.empty_table()
             return columns.conform(scan.ask(cursor, files, query, values), files.schema)
 
-    def _cursor(self) -> duckdb.DuckDBPyConnection:
+    def _cursor(self, folder: Place) -> duckdb.DuckDBPyConnection:
         with self._lock:
-            if self._engine is None:
-                self._engine = scan.engine(self.root, self.threads)
-            return self._engine.cursor()
+            if folder not in self._engines:
+                self._engines[folder] = scan.engine(folder, self.threads)
+            return self._engines[folder].cursor()
 
     def _files(self, folder: Place, keep: Keep) -> Files:
         with self._lock:

@@ -54,10 +54,11 @@ def connect(each: Iterable[Files], threads: int) -> duckdb.DuckDBPyConnection:
     return _locked("allowed_paths", [path for files in each if files.local for path in files.paths], threads)
 
 
-def engine(root: Place, threads: int) -> duckdb.DuckDBPyConnection:
-    """A connection that may open what is below `root` and nothing else, for many questions of our own, each with a
-    `cursor` of it: to make one takes longer (some 30 ms) than most of them."""
-    return _locked("allowed_directories", [str(root.absolute())] if isinstance(root, Path) else [], threads)
+def engine(folder: Place, threads: int) -> duckdb.DuckDBPyConnection:
+    """A connection that may open what is in `folder` and nothing else, for many questions of our own, each with a
+    `cursor` of it: to make one takes longer (some 30 ms) than most of them. DuckDB follows links before it looks."""
+    places = {folder.absolute(), folder.resolve()} if isinstance(folder, Path) else ()
+    return _locked("allowed_directories", [str(place) for place in places], threads)
 
 
 def _locked(setting: str, allowed: Sequence[str], threads: int) -> duckdb.DuckDBPyConnection:

@@ -172,7 +172,7 @@ def test_finks_rows_are_found_by_ztfs_ids(tmp_path: Path, night_rows: pa.Table) 
 
 def test_our_own_questions_open_nothing_beside_the_archive(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("a\n1\n")
-    with scan.engine(archive, 1).cursor() as cursor:
+    with scan.engine(archive / "ztf" / "alerts", 1).cursor() as cursor:
         with pytest.raises(duckdb.PermissionException):
             cursor.sql(f"select * from read_csv('{tmp_path / 'secret.csv'}')").fetchall()
         with pytest.raises(duckdb.InvalidInputException):
@@ -197,3 +197,12 @@ def test_many_alerts_are_looked_for_in_the_files_that_may_hold_them(
     assert set(lookup.alerts(ids, ["mjd"])) == set(ids)
     assert not lookup.alerts(["ztf:0", "ztf:9"], ["mjd"])  # before the first and after the last
     assert opened == [4, 0]
+
+
+def test_a_survey_may_lie_behind_a_link(archive: Path, tmp_path: Path, night_rows: pa.Table) -> None:
+    (tmp_path / "ztf").symlink_to(archive / "ztf")
+    one = night_rows["alert_id"][0].as_py()
+    linked = Lookup(tmp_path)
+    assert linked.alert(one)["alert_id"] == one
+    assert linked.alerts([one], ["mjd"]).keys() == {one}
+    assert sum(found["alerts"] for found in linked.counts("ztf")) == 548
