@@ -8,8 +8,8 @@ import math
 from raybroker.protocols.findings import Line, Plot
 from raybroker.protocols.report import COLOURS
 
-WIDTH, HEIGHT = 720, 360
-LEFT, RIGHT, TOP, BOTTOM = 60, 200, 36, 44
+WIDTH, HEIGHT = 720, 370
+LEFT, RIGHT, TOP, BOTTOM = 60, 200, 46, 44
 
 
 def svg(plot: Plot) -> str:
