@@ -81,11 +81,21 @@ def _row_schema(made):  # type: ignore[no-untyped-def]
     return row_schema(made.columns)
 
 
+class Questions:
+    """What is open, by the log; each time only what is new of it is read."""
+
+    def __init__(self, root: Path) -> None:
+        self.log, self.seen = EventLog(root, "queries"), -1
+        self.last: dict[str, dict] = {}
+
+    def open(self) -> list[dict]:
+        rows, self.seen = self.log.tail(self.seen)
+        self.last |= {row["query_id"]: row for row in dicts(rows)}
+        return sorted((r for r in self.last.values() if r["state"] == "open"), key=lambda r: r["rank"])
+
+
 def open_queries(root: Path) -> list[dict]:
-    last: dict[str, dict] = {}
-    for row in dicts(EventLog(root, "queries").read()):
-        last[row["query_id"]] = row
-    return sorted((r for r in last.values() if r["state"] == "open"), key=lambda r: r["rank"])
+    return Questions(root).open()
 
 
 def answer(root: Path, query: dict, label: str | None, event_id: str = "", **more: object) -> str:
@@ -115,11 +125,16 @@ def digest(made: Trainer) -> str:
 def taught(root: Path, labels: int) -> Trainer:
     made = trainer(root)
     made.turn()
+    answered(root, made, labels)
+    return made
+
+
+def answered(root: Path, made: Trainer, labels: int) -> None:
+    questions = Questions(root)
     for _ in range(labels):
-        query = open_queries(root)[0]
+        query = questions.open()[0]
         answer(root, query, truth(query))
         made.turn()
-    return made
 
 
 def test_the_first_turn_publishes_and_asks_before_any_label(root: Path) -> None:
@@ -251,13 +266,6 @@ def test_a_label_withdrawn_before_any_snapshot_is_not_learned_by_the_next_traine
 
 
 CHALLENGERS = {"bayes": {"members": ["naive_bayes"], "columns": ["basic.snr", "basic.magnitude"]}}
-
-
-def answered(root: Path, made: Trainer, labels: int) -> None:
-    for _ in range(labels):
-        query = open_queries(root)[0]
-        answer(root, query, truth(query))
-        made.turn()
 
 
 def test_with_challengers_and_at_any_point_a_trainer_that_comes_back_is_the_same(root: Path) -> None:
